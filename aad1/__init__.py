@@ -1,0 +1,1 @@
+"""AAD-1: asymmetric adversarial distillation for one-step autoregressive image-to-video generation."""

@@ -1,0 +1,1 @@
+"""Where data comes in: the embedded world, clips, latents."""

@@ -1,0 +1,1 @@
+"""Protocols over the measures, and the pages that show them."""

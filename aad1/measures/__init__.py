@@ -1,0 +1,1 @@
+"""Pure functions of frames: motion, and the world's measures with truth."""

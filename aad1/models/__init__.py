@@ -1,0 +1,1 @@
+"""The causal transformer, the critic, and the parts of a Wan folder."""

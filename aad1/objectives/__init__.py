@@ -1,0 +1,1 @@
+"""The method's losses: tensors in, scalars out."""

@@ -1,0 +1,1 @@
+"""The one loop and what it holds: players, checkpoints, metrics, the motion guard."""
