@@ -1,0 +1,269 @@
+"""The Wan 2.1 transformer with per-frame noise levels, visible asymmetry and a streaming context.
+
+Parameters, names and config are those of diffusers' ``WanTransformer3DModel``, so any Wan T2V folder
+loads unchanged and what is saved here loads there; only the forward is ours. The asymmetry of AAD-1
+is one argument: ``block_causal`` for the generator, ``full`` for teacher, fake score and critic.
+
+Axes: latents [batch, channels, frames, height, width]; t [batch, frames] in [0, 1]; text [batch,
+length, text_dim]; hidden states [batch, frames, tokens, dim] with the tokens of one latent frame
+together, so that a frame's modulation is broadcast instead of copied to each token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from aad1.flow import TIMESTEP_SCALE
+from aad1.models.context import Context, Span, View, Visibility, block_causal_views, full_view
+
+
+class Step(NamedTuple):
+    """What every block of one forward needs."""
+
+    hidden: Tensor
+    modulation: Tensor  # [batch, frames, 6, dim]
+    temb: Tensor  # [batch, frames, dim]
+    text: Tensor  # [batch, length, dim]
+    views: list[View]
+    rotation: tuple[Tensor, Tensor]  # cos and sin, [positions, tokens, 1, head_dim / 2]
+
+
+class BlockOutput(NamedTuple):
+    """Hidden states after a block, and the un-rotated keys and values it made of its own frames."""
+
+    hidden: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class CausalWanTransformer3DModel(WanTransformer3DModel):
+    """Wan T2V with block-causal attention over sink + window.
+
+    num_frames_per_block: latent frames a chunk; sink_size: first latent frames always seen;
+    local_attn_size: latent frames of the window, own chunk included (-1 = all).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, ...] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        num_frames_per_block: int = 4,
+        local_attn_size: int = 9,
+        sink_size: int = 1,
+    ) -> None:
+        super().__init__(
+            patch_size,
+            num_attention_heads,
+            attention_head_dim,
+            in_channels,
+            out_channels,
+            text_dim,
+            freq_dim,
+            ffn_dim,
+            num_layers,
+            cross_attn_norm,
+            qk_norm,
+            eps,
+            image_dim,
+            added_kv_proj_dim,
+            rope_max_seq_len,
+            pos_embed_seq_len,
+        )
+
+    @property
+    def span(self) -> Span:
+        """How far the generator sees."""
+        return Span(self.config.num_frames_per_block, self.config.sink_size, self.config.local_attn_size)
+
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        text: Tensor,
+        *,
+        visibility: Visibility = "full",
+        context: Context | None = None,
+    ) -> Tensor:
+        """Predict the velocity, shaped like ``latents``.
+
+        With a ``context`` the latents are the next chunk: they see the context and each other. The
+        context is read, never written.
+        """
+        step = self._embed(latents, t, text, visibility, context)
+        hidden = step.hidden
+        for output in self._blocks(step, context):
+            hidden = output.hidden
+        return self._unembed(hidden, step.temb, latents.shape)
+
+    @torch.no_grad()
+    def extend(self, context: Context, latents: Tensor, text: Tensor) -> Context:
+        """Write a finished chunk into the context: a pass at t = 0, without gradient (Eq. 1's clean past)."""
+        t = latents.new_zeros(latents.shape[0], latents.shape[2])
+        step = self._embed(latents, t, text, "block_causal", context)
+        outputs = list(self._blocks(step, context))
+        return context.extended([o.keys for o in outputs], [o.values for o in outputs], self.span)
+
+    def features(
+        self, latents: Tensor, t: Tensor, text: Tensor, layers: Sequence[int], visibility: Visibility
+    ) -> list[Tensor]:
+        """Hidden states after the given blocks, each [batch, frames, tokens, dim] (what a critic's heads read)."""
+        step = self._embed(latents, t, text, visibility, None)
+        wanted = set(layers)
+        outputs = {i: o.hidden for i, o in enumerate(self._blocks(step, None)) if i in wanted}
+        return [outputs[layer] for layer in layers]
+
+    def _embed(
+        self, latents: Tensor, t: Tensor, text: Tensor, visibility: Visibility, context: Context | None
+    ) -> Step:
+        frames = latents.shape[2] // self.config.patch_size[0]
+        past = context.frames if context is not None else 0
+        hidden = self.patch_embedding(latents)
+        rotation = self._rotation(past + frames, hidden.shape[3], hidden.shape[4])
+        hidden = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens, dim]
+        temb, modulation, text, _ = self.condition_embedder(
+            (t * TIMESTEP_SCALE).flatten(), text, None, timestep_seq_len=frames
+        )
+        views = self._views(frames, past, visibility)
+        return Step(hidden.contiguous(), modulation.unflatten(2, (6, -1)).float(), temb, text, views, rotation)
+
+    def _views(self, frames: int, past: int, visibility: Visibility) -> list[View]:
+        if past:
+            return [View(slice(0, frames), tuple(range(past + frames)))]
+        return full_view(frames) if visibility == "full" else block_causal_views(frames, self.span)
+
+    def _blocks(self, step: Step, context: Context | None) -> Iterator[BlockOutput]:
+        hidden = step.hidden
+        for index, block in enumerate(self.blocks):
+            past = context.layer(index) if context is not None else None
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                output = self._gradient_checkpointing_func(run_block, block, hidden, step, past)
+            else:
+                output = run_block(block, hidden, step, past)
+            hidden = output.hidden
+            yield output
+
+    def _rotation(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Rotary cos and sin of ``frames`` latent frames of height x width tokens."""
+
+        def table(freqs: Tensor) -> Tensor:
+            time, rows, columns = freqs[:, ::2].split([d // 2 for d in self._rope_dims], dim=1)
+            grid = (frames, height, width)
+            return torch.cat(
+                [
+                    time[:frames, None, None].expand(*grid, -1),
+                    rows[None, :height, None].expand(*grid, -1),
+                    columns[None, None, :width].expand(*grid, -1),
+                ],
+                dim=-1,
+            ).reshape(frames, height * width, 1, -1)
+
+        return table(self.rope.freqs_cos), table(self.rope.freqs_sin)
+
+    @property
+    def _rope_dims(self) -> tuple[int, int, int]:
+        return self.rope.t_dim, self.rope.h_dim, self.rope.w_dim
+
+    def _unembed(self, hidden: Tensor, temb: Tensor, shape: Sequence[int]) -> Tensor:
+        """Output norm, projection, and patches back to [batch, channels, frames, height, width]."""
+        shift, scale = (self.scale_shift_table + temb.float().unsqueeze(2)).unsqueeze(3).unbind(2)
+        hidden = self.proj_out(modulated(self.norm_out(hidden.float()), shift, scale).type_as(hidden))
+        (p_t, p_h, p_w), (batch, _, frames, height, width) = self.config.patch_size, shape
+        grid = (frames // p_t, height // p_h, width // p_w)
+        patches = hidden.reshape(batch, *grid, p_t, p_h, p_w, -1)
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)
+
+
+def run_block(block: nn.Module, hidden: Tensor, step: Step, past: tuple[Tensor, Tensor] | None) -> BlockOutput:
+    """One Wan block: modulated self-attention, cross-attention to the text, modulated feed-forward."""
+    table = (block.scale_shift_table.float() + step.modulation).unsqueeze(3)  # [batch, frames, 6, 1, dim]
+    shift, scale, gate, ff_shift, ff_scale, ff_gate = table.unbind(2)
+    normed = modulated(block.norm1(hidden.float()), shift, scale).type_as(hidden)
+    attended, keys, values = self_attention(block.attn1, normed, step, past)
+    hidden = torch.addcmul(hidden.float(), attended.float(), gate).type_as(hidden)
+    normed = block.norm2(hidden.float()).type_as(hidden)
+    hidden = hidden + cross_attention(block.attn2, normed, step.text)
+    normed = modulated(block.norm3(hidden.float()), ff_shift, ff_scale).type_as(hidden)
+    hidden = torch.addcmul(hidden.float(), block.ffn(normed).float(), ff_gate).type_as(hidden)
+    return BlockOutput(hidden, keys, values)
+
+
+def modulated(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) x + shift, broadcast over the tokens of a frame."""
+    return torch.addcmul(shift, normed, 1 + scale)
+
+
+def self_attention(
+    attn: Any, hidden: Tensor, step: Step, past: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of frames to frames by the step's views; returns the output and its un-rotated keys and values."""
+    heads = attn.heads
+    query = attn.norm_q(attn.to_q(hidden)).unflatten(-1, (heads, -1))
+    own_keys = attn.norm_k(attn.to_k(hidden)).unflatten(-1, (heads, -1))
+    own_values = attn.to_v(hidden).unflatten(-1, (heads, -1))
+    keys, values = own_keys, own_values
+    if past is not None:
+        keys, values = torch.cat([past[0], own_keys], dim=1), torch.cat([past[1], own_values], dim=1)
+    parts = [_attend(query, keys, values, view, step.rotation) for view in step.views]
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return attn.to_out[0](output.flatten(3)), own_keys, own_values
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, view: View, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """One view: positions count the keys from 0, the queries stand at their end; [batch, frames, tokens, heads, d]."""
+    q, k, v = query[:, view.queries], _select(keys, view.keys), _select(values, view.keys)
+    q = rotate(q, rotation, k.shape[1] - q.shape[1])
+    k = rotate(k, rotation, 0)
+    q_tokens, k_tokens, v_tokens = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q_tokens, k_tokens, v_tokens)
+    return out.transpose(1, 2).unflatten(1, q.shape[1:3])
+
+
+def _select(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+    """These frames of ``x``; a contiguous run stays a view."""
+    if frames[-1] - frames[0] + 1 == len(frames):
+        return x[:, frames[0] : frames[-1] + 1]
+    return x[:, list(frames)]
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], start: int) -> Tensor:
+    """Rotary position of ``x`` [batch, frames, tokens, heads, head_dim] whose first frame stands at ``start``."""
+    cos, sin = (r[start : start + x.shape[1]] for r in rotation)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+
+
+def cross_attention(attn: Any, hidden: Tensor, text: Tensor) -> Tensor:
+    """Attention of every token to the whole text."""
+    query = attn.norm_q(attn.to_q(hidden)).flatten(1, 2)
+    keys, values = attn.norm_k(attn.to_k(text)), attn.to_v(text)
+    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, keys, values))
+    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return attn.to_out[0](out).reshape_as(hidden)
+
+
+def tokens_per_frame(config: Any, height: int, width: int) -> int:
+    """Tokens of one latent frame of this size."""
+    return height * width // math.prod(config.patch_size[1:])

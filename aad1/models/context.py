@@ -1,0 +1,89 @@
+"""What a chunk may look at: the visibility of frames, and the context a stream carries forward.
+
+The generator's attention is full inside a chunk and causal between chunks, limited to a *sink* (the
+first latent frames, always kept) and a *window* of the latest latent frames, own chunk included.
+Positions are counted inside what is attended to, so no index grows with the video. The same rule
+serves the training pass over a whole clip (``block_causal_views``) and the stream (``Context``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Visibility = Literal["full", "block_causal"]
+
+
+class View(NamedTuple):
+    """These query frames attend to these key frames; the queries are the last of the keys, or all of them."""
+
+    queries: slice
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """How far the generator sees, in latent frames: chunk size, sink, window (-1 = unlimited)."""
+
+    chunk: int
+    sink: int
+    window: int
+
+    def kept(self, frames: int) -> tuple[int, ...]:
+        """Which of ``frames`` past frames the next chunk sees."""
+        past = self.window - self.chunk
+        if self.window < 0 or frames <= self.sink + past:
+            return tuple(range(frames))
+        return (*range(self.sink), *range(frames - past, frames))
+
+
+def chunk_slices(frames: int, chunk: int) -> list[slice]:
+    """The image frame alone, then chunks of ``chunk`` latent frames; the last may be shorter."""
+    starts = [0, *range(1, frames, chunk)]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], frames], strict=True)]
+
+
+def full_view(frames: int) -> list[View]:
+    """Every frame sees every frame (teacher, fake score, the paper's critic)."""
+    return [View(slice(0, frames), tuple(range(frames)))]
+
+
+def block_causal_views(frames: int, span: Span) -> list[View]:
+    """One view a chunk: the kept past, then the chunk itself (generator; causal critics of the ablation)."""
+    return [
+        View(own, span.kept(own.start) + tuple(range(own.start, own.stop))) for own in chunk_slices(frames, span.chunk)
+    ]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Un-rotated keys and values of the frames a stream still sees, one pair a layer.
+
+    Each is [batch, frames, tokens, heads, head_dim]. It is never changed in place: extending it gives
+    a new one, so a graded forward can hold the old one safely.
+    """
+
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """How many latent frames are held."""
+        return self.keys[0].shape[1] if self.keys else 0
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one layer, or None while the context is empty."""
+        return (self.keys[index], self.values[index]) if self.keys else None
+
+    def extended(self, keys: list[Tensor], values: list[Tensor], span: Span) -> Context:
+        """This context and the new frames, less what the next chunk no longer sees."""
+        kept = list(span.kept(self.frames + keys[0].shape[1]))
+
+        def join(old: tuple[Tensor, ...], new: list[Tensor]) -> tuple[Tensor, ...]:
+            pairs = zip(old, new, strict=True) if old else ((n[:, :0], n) for n in new)
+            return tuple(torch.cat(pair, dim=1)[:, kept] for pair in pairs)
+
+        return Context(join(self.keys, keys), join(self.values, values))

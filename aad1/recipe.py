@@ -1,0 +1,117 @@
+"""Recipes: one YAML file holds every choice of a distillation; unknown keys are refused with the nearest name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from aad1.errors import UserError, nearest
+from aad1.stages.vae import VaeConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every value of a run; a stage reads only its own section."""
+
+    seed: int
+    model: str
+    vae: VaeConfig | None = None
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a bundled recipe by name, or a YAML file by path, and apply ``--section.key value`` overrides.
+
+    Raises UserError for a missing file, bad YAML, an unknown key (naming the nearest) or a value of
+    the wrong type.
+    """
+    values = _read_yaml(_find(name))
+    for key, text in _pairs(overrides):
+        _assign(values, key, yaml.safe_load(text))
+    _refuse_unknown(Recipe, values, "")
+    try:
+        return TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"recipe {name}: {where}: {first['msg']} (given: {first['input']!r})") from error
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, in YAML's types."""
+    return TypeAdapter(Recipe).dump_python(recipe, mode="json")
+
+
+def recipe_names() -> list[str]:
+    """The bundled recipes."""
+    return sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml"))
+
+
+def _find(name: str) -> Path:
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file():
+            raise UserError(f"no recipe file {name}; give a YAML file, or one of: {', '.join(recipe_names())}")
+        return Path(name)
+    if name not in recipe_names():
+        raise UserError(f"no recipe '{name}'{nearest(name, recipe_names())}")
+    return RECIPES / f"{name}.yaml"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"the recipe {path} is not a mapping of sections; see the bundled recipes")
+    return values
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Split ``--a.b 1 --c=2`` into pairs."""
+    pairs, words = [], list(overrides)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"'{word}' is not an option; recipe values are given as --section.key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals and not words:
+            raise UserError(f"--{key} needs a value")
+        pairs.append((key, value if equals else words.pop(0)))
+    return pairs
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--{key}: '{section}' is a value, not a section")
+    values[last] = value
+
+
+def _refuse_unknown(kind: Any, values: Any, path: str) -> None:
+    """Walk the dataclass tree and refuse the first key it does not have."""
+    if not dataclasses.is_dataclass(kind) or not isinstance(values, Mapping):
+        return
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    for key, value in values.items():
+        if key not in names:
+            raise UserError(f"unknown recipe key '{path}{key}'{nearest(str(key), names)}")
+        _refuse_unknown(_section_type(hints[key]), value, f"{path}{key}.")
+
+
+def _section_type(hint: Any) -> Any:
+    """The dataclass inside an optional section's type."""
+    if get_origin(hint) in (Union, UnionType):
+        return next((a for a in get_args(hint) if dataclasses.is_dataclass(a)), None)
+    return hint

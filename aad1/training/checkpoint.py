@@ -1,0 +1,81 @@
+"""Checkpoints that survive a kill at any moment: written beside, synced, renamed; a torn one is skipped.
+
+A checkpoint is a folder ``step-00000100`` with ``state.pt`` (read back with weights_only) and
+``meta.json`` (step, format, size and digest of the state). The rename is the last thing that happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aad1.errors import UserError
+
+FORMAT = 1
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write ``state`` as the checkpoint of ``step`` and drop all but the last ``keep``."""
+    final, beside = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        torch.save(state, beside / "state.pt")
+        meta = {"format": FORMAT, "step": step, "sha256": _digest(beside / "state.pt")}
+        (beside / "meta.json").write_text(json.dumps(meta))
+        for path in (beside / "state.pt", beside / "meta.json", beside):
+            sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        beside.rename(final)
+        sync(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"cannot write the checkpoint {final}: {error.strerror}; free space or choose -o") from error
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_last(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The newest readable (step, state); unreadable ones are skipped with a warning; None when there is none."""
+    for path in reversed(_complete(folder)):
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            warnings.warn(f"skipping the unreadable checkpoint {path}: {error}", stacklevel=2)
+    return None
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any]]:
+    meta = json.loads((path / "meta.json").read_text())
+    if meta["format"] != FORMAT:
+        raise UserError(f"{path} has checkpoint format {meta['format']}; this version reads {FORMAT}")
+    if _digest(path / "state.pt") != meta["sha256"]:
+        raise ValueError("its contents do not match its digest")
+    return int(meta["step"]), torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

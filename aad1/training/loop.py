@@ -1,0 +1,240 @@
+"""The one training loop: runs turns, accumulates, checks finiteness, logs, evaluates, saves, resumes, stops.
+
+A stage says who plays, in which order and what each one's loss is; the loop holds no equation. A
+*step* is one generator update, however many turns the other players take in it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from aad1.data.latents import Sampler
+from aad1.errors import UserError
+from aad1.progress import Progress, progress
+from aad1.training import checkpoint
+from aad1.training.metrics import MetricsLog
+from aad1.training.player import Player
+from aad1.training.randomness import generator_for
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long a stage runs and how often it reports; every stage's config extends it.
+
+    accumulate: micro-batches a turn; evaluate_every and save_every are in steps (0 = only at the end);
+    keep: how many checkpoints stay.
+    """
+
+    steps: int
+    batch: int
+    accumulate: int = 1
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 200
+    keep: int = 2
+
+
+class Turn(NamedTuple):
+    """One player's update: who, and where in the run it stands."""
+
+    player: str
+    step: int
+
+
+class Loss(NamedTuple):
+    """What a stage returns for one micro-batch: a scalar to descend, and numbers to log."""
+
+    value: Tensor
+    metrics: dict[str, float]
+
+
+class Dataset(Protocol):
+    """Anything that can be asked for the samples at these indices."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> Any:
+        """The samples at ``indices``, collated."""
+        ...
+
+
+class Stage(Protocol):
+    """One training stage."""
+
+    name: str
+    players: Mapping[str, Player]
+    dataset: Dataset
+
+    def turns(self, step: int) -> Sequence[str]:
+        """Which players move in this step, in order."""
+        ...
+
+    def loss(self, turn: Turn, batch: Any, noise: torch.Generator) -> Loss:
+        """The loss of the player whose turn it is, on one micro-batch."""
+        ...
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        """Measure the averaged weights, and leave pictures in ``samples``."""
+        ...
+
+    def stop_reason(self) -> str | None:
+        """Why the stage should end before its last step, if it should."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage itself remembers between steps."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
+        ...
+
+    def export(self, folder: Path) -> Path:
+        """Write what the stage made where others will load it; returns where that is."""
+        ...
+
+
+class Interrupted(Exception):
+    """The run was stopped by the user after saving; it says how to go on."""
+
+
+@dataclass
+class Run:
+    """One stage's training in one folder.
+
+    Raises UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when there
+    is nothing to resume, or when a loss stops being finite (the batch is saved first); Interrupted
+    after Ctrl-C.
+    """
+
+    stage: Stage
+    config: LoopConfig
+    folder: Path
+    seed: int
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        self.sampler = Sampler(len(self.stage.dataset), seed=self.seed)
+        self.step = 0
+        self.finished = False
+
+    def train(self) -> Path:
+        """Run to the last step (or the stage's own stop) and export; returns what was exported."""
+        self._start()
+        with ExitStack() as stack:
+            log = stack.enter_context(MetricsLog(self.folder, self.step))
+            bar = stack.enter_context(progress(self.stage.name, total=self.config.steps, completed=self.step))
+            stopping = stack.enter_context(_stop_signals())
+            while self.step < self.config.steps and not self.finished:
+                self._one_step(log, bar)
+                if stopping:
+                    self.save()
+                    raise Interrupted(f"saved at step {self.step} in {self.folder}; go on with --resume")
+        return self.stage.export(self.folder / "final")
+
+    def _start(self) -> None:
+        last = checkpoint.load_last(self.folder / CHECKPOINTS)
+        if last is None and self.resume and any((self.folder / CHECKPOINTS).glob("step-*")):
+            raise UserError(f"no readable checkpoint in {self.folder}; start again into another folder")
+        if last is not None and not self.resume:
+            raise UserError(f"{self.folder} holds a run at step {last[0]}; add --resume, or choose another folder")
+        if last is not None:
+            self._load(*last)
+
+    def _load(self, step: int, state: dict[str, Any]) -> None:
+        if set(state["players"]) != set(self.stage.players):
+            raise UserError(f"{self.folder} holds another stage's run; choose another folder")
+        self.step, self.finished = step, state["finished"]
+        self.sampler.restore(state["sampler"])
+        for name, player in self.stage.players.items():
+            player.load_state_dict(state["players"][name])
+        self.stage.load_state_dict(state["stage"])
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        state = {
+            "players": {name: player.state_dict() for name, player in self.stage.players.items()},
+            "stage": self.stage.state_dict(),
+            "sampler": self.sampler.state(),
+            "finished": self.finished,
+        }
+        checkpoint.save(self.folder / CHECKPOINTS, self.step, state, self.config.keep)
+
+    def _one_step(self, log: MetricsLog, bar: Progress) -> None:
+        metrics: dict[str, float] = {}
+        for index, name in enumerate(self.stage.turns(self.step)):
+            metrics |= {f"{name}/{key}": value for key, value in self._turn(index, name).items()}
+        self.step += 1
+        last = self.step == self.config.steps
+        if _due(self.step, self.config.evaluate_every) or last:
+            found = self._evaluate()
+            metrics |= {f"eval/{key}": value for key, value in found.items()}
+        reason = self.stage.stop_reason()
+        self.finished = last or reason is not None
+        bar.advance(1, **metrics)
+        if reason is not None:
+            bar.note(f"{self.stage.name} stops at step {self.step}: {reason}")
+        if _due(self.step, self.config.log_every) or self.finished or any(k.startswith("eval/") for k in metrics):
+            log.write(self.step, metrics)
+        if _due(self.step, self.config.save_every) or self.finished:
+            self.save()
+
+    def _turn(self, index: int, name: str) -> dict[str, float]:
+        """One player's update over ``accumulate`` micro-batches; their metrics are averaged."""
+        player = self.stage.players[name]
+        totals: dict[str, float] = {}
+        for micro in range(self.config.accumulate):
+            noise = generator_for(self.seed, self.stage.name, 0, self.step, index, micro)
+            batch = self.stage.dataset.read(self.sampler.next(self.config.batch))
+            loss = self.stage.loss(Turn(name, self.step), batch, noise)
+            if not torch.isfinite(loss.value):
+                raise self._diverged(name, batch, f"loss is {float(loss.value)}")
+            (loss.value / self.config.accumulate).backward()
+            for key, value in {"loss": float(loss.value.detach()), **loss.metrics}.items():
+                totals[key] = totals.get(key, 0.0) + value / self.config.accumulate
+        try:
+            return totals | player.step(self.step / self.config.steps)
+        except FloatingPointError as error:
+            raise self._diverged(name, batch, str(error)) from error
+
+    def _evaluate(self) -> dict[str, float]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for player in self.stage.players.values():
+                stack.enter_context(player.averaged())
+            return self.stage.evaluate(self.step, self.folder / "samples")
+
+    def _diverged(self, name: str, batch: Any, what: str) -> UserError:
+        """Save the batch that broke the run, and say so; the last checkpoint is still good."""
+        path = self.folder / f"diverged-step-{self.step:08d}.pt"
+        torch.save(batch, path)
+        return UserError(
+            f"{self.stage.name} diverged at step {self.step} ({name}: {what}); the batch is in {path}; "
+            "lower the learning rate and --resume from the last checkpoint"
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that becomes non-empty on Ctrl-C or SIGTERM, so that the loop can finish its step and save."""
+    seen: list[int] = []
+    previous = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

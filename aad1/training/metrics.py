@@ -1,0 +1,73 @@
+"""Where a run's numbers go: one JSON line a step, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class MetricsLog:
+    """Appends to ``metrics.jsonl`` and to TensorBoard event files in ``tensorboard/``.
+
+    When a run resumes at ``step``, lines of later steps (written after the last checkpoint) are cut
+    off, so that the file of a resumed run reads like that of an unbroken one.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self._drop_after(step)
+        self._file = self.path.open("a")
+        self._board = _tensorboard(folder / "tensorboard", step)
+
+    def _drop_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        rows = [line for line in self.path.read_text().splitlines() if _step_of(line, default=step + 1) <= step]
+        beside = self.path.with_suffix(".writing")
+        beside.write_text("".join(f"{line}\n" for line in rows))
+        os.replace(beside, self.path)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Log ``values`` as those of ``step``."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both logs."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Every row of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _step_of(line: str, default: int) -> int:
+    """The step of a row; a torn last line counts as ``default``."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return default
+
+
+def _tensorboard(folder: Path, step: int) -> Any | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
