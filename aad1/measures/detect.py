@@ -100,12 +100,12 @@ def detect(frames: NDArray[np.uint8], hues: Sequence[str]) -> Detection:
     for hue in hues:
         index = list(HUES).index(hue)
         core = _largest_component(labels == index)
-        rim = _grow(core) & ((labels == index) | (labels < 0))  # another object's pixels are not this one's rim
-        tracked |= core
-        found.append(_summarise(frames, core | rim, core.any(axis=(1, 2)), index))
+        rim = grow(core) & ((labels == index) | (labels < 0))  # another object's pixels are not this one's rim
+        tracked = tracked | core
+        found.append(_summarise(frames, core | rim, np.asarray(core.any(axis=(1, 2))), index))
     positions, areas, distances = (np.stack(parts) for parts in zip(*found, strict=True))
     # The rim of a tracked object may lean to a neighbouring hue; it is the object's, not foreign.
-    stray = (labels >= 0) & ~_grow(tracked)
+    stray = (labels >= 0) & ~grow(tracked)
     foreign = _drop_specks(stray).sum(axis=(1, 2)).astype(np.float64)
     return Detection(tuple(hues), positions, areas, distances, foreign, labels >= 0)
 
@@ -150,7 +150,7 @@ def _drop_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray((sizes >= MIN_AREA)[labels])
 
 
-def _grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask and its eight neighbours in each frame."""
     rows = mask.copy()
     rows[:, 1:] |= mask[:, :-1]
@@ -171,7 +171,7 @@ def _summarise(
     weight = np.clip(_opponent(rgb) @ axis / (axis @ axis), 0, 1)
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(frame, values, minlength=len(frames))
+        return np.asarray(np.bincount(frame, values, minlength=len(frames)), np.float64)
 
     with np.errstate(invalid="ignore", divide="ignore"):
         mass = total(weight)
