@@ -81,6 +81,7 @@ MEASURES = (
     Measure("horizon", "valid", "1", "share of frames before the first collision until the error passes 3 px"),
     Measure("energy", "energy", "1", "kinetic energy of the detected motion over the truth's"),
     Measure("presence", "pres", "1", "share of objects and frames found", 3),
+    Measure("presence_last", "pres-end", "1", "share of objects and frames found in the last quarter", 3),
     Measure("id_ok", "id", "1", "share present with 0.6 to 1.6 times the first area and colour within 20 Lab", 3),
     Measure("foreign", "foreign", "0", "share of coloured pixels that belong to no tracked object", 3),
     Measure("radius_drift", "radius", "0", "|change of radius| from first to last 15 %, relative", 3),
@@ -98,11 +99,8 @@ MEASURES = (
     Measure("seam_kinematic", "seam-kin", "1", "second difference of position at chunk boundaries over elsewhere"),
 )
 MEASURE = {measure.name: measure for measure in MEASURES}
-ALWAYS = frozenset({"rho", "rho_first", "rho_last", "freeze", "static", "dynamic", "heading", "speed", "presence"}) | {
-    "position_error",
-    "horizon",
-    "energy",
-}  # every other measure is N/A for a static clip
+MOTION = frozenset({"rho", "rho_first", "rho_last", "freeze", "static", "dynamic", "heading", "speed", "energy"})
+ALWAYS = MOTION | {"position_error", "horizon", "presence", "presence_last"}  # the others are N/A for a static clip
 
 
 @dataclass(frozen=True)
@@ -334,7 +332,7 @@ def first_collisions(reference: Reference) -> list[int]:
 def _identity(seen: Observed) -> dict[str, Pair]:
     """Presence, id_ok (an absent object is not ok), foreign colour and radius drift (of found objects)."""
     found = seen.detection
-    first = found.areas[:, :1]
+    first, late = found.areas[:, :1], found.present[:, -max(1, found.areas.shape[1] // 4) :]
     with np.errstate(invalid="ignore", divide="ignore"):
         growth = np.where(found.present & (first > 0), found.areas / first, np.nan)
     same = (growth >= AREA_OK[0]) & (growth <= AREA_OK[1]) & (found.lab_distance < LAB_OK)
@@ -343,6 +341,7 @@ def _identity(seen: Observed) -> dict[str, Pair]:
     change = change[~np.isnan(change)]
     return {
         "presence": (float(found.present.sum()), size),
+        "presence_last": (float(late.sum()), float(late.size)),
         "id_ok": (float(same.sum()), size),
         "foreign": (foreign, foreign + float(found.areas.sum())),
         "radius_drift": (float(change.sum()), float(change.size)),

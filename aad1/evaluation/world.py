@@ -1,0 +1,266 @@
+"""Evaluation on the embedded world: one row of measures per model, beside controls that need none.
+
+A row pools its clips by summing numerators and denominators; its intervals are 95 % percentile
+bootstraps over clips, seeded. Determined and free clips are reported apart and together. Every
+evaluation first checks the detector on its own truths. These are not VBench numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from aad1.data.world import SHORT_FRAMES, Clip, Truth, make_clip, render
+from aad1.errors import UserError, nearest
+from aad1.measures.detect import detect
+from aad1.measures.motion import CHUNK_FRAMES, has_opencv
+from aad1.measures.reference import Reference
+from aad1.measures.world import MEASURES, ClipMeasures, Measure, combine, measure_clip
+
+ROWS = ("truth", "truth_vae", "frozen", "constant_velocity", "teacher", "ode_init", "dmd_warmup", "adversarial")
+TRACKS = ("determined", "free", "all")
+CLIPS = 100
+RESAMPLES = 1000
+DETECTOR_LIMIT = 0.15  # px
+CHECKED_TRUTHS = 8
+NOTE = "Mean [95 % bootstrap interval over clips]; N/A where a measure does not apply. These are not VBench numbers."
+
+Frames = NDArray[np.uint8]
+JsonTable = dict[str, dict[str, list[float] | None]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A pooled measure with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's measures by track; None is N/A. curves: speed ratio per chunk, None where nothing was found."""
+
+    name: str
+    clips: dict[str, int]
+    measures: dict[str, dict[str, Interval | None]]
+    curves: dict[str, list[float | None]]
+
+
+def protocol_clips(frames: int = SHORT_FRAMES, count: int = CLIPS, split: str = "test") -> Iterator[Clip]:
+    """The clips of a protocol: 81 frames for motion (short), 321 for drift (long); the tracks alternate."""
+    for index in range(count):
+        yield make_clip(split, index, frames)
+
+
+def evaluate(
+    name: str,
+    samples: Iterable[tuple[Frames, Truth]],
+    image_given: bool = True,
+    chunk_frames: int = CHUNK_FRAMES,
+    with_flow: bool = True,
+    seed: int = 0,
+) -> Row:
+    """Measure generated frames against the truth each was asked for.
+
+    ``image_given`` False is for models that draw their own first frame from the caption. Raises
+    UserError without samples, for frames of another length or size, or when the detector fails.
+    """
+    tracks: list[str] = []
+    clips: list[ClipMeasures] = []
+    for frames, truth in samples:
+        if len(clips) < CHECKED_TRUTHS:
+            check_detector(truth)
+        clips.append(measure_clip(frames, Reference.of(truth, image_given), chunk_frames, with_flow=with_flow))
+        tracks.append(truth.scene.track)
+    if not clips:
+        raise UserError(f"row '{name}' has no clips to evaluate; give at least one")
+    chosen = {t: [c for c, own in zip(clips, tracks, strict=True) if t in (own, "all")] for t in TRACKS}
+    return Row(
+        name,
+        {track: len(part) for track, part in chosen.items()},
+        {track: pool(part, seed=seed) for track, part in chosen.items()},
+        {track: pooled_curve(part) for track, part in chosen.items()},
+    )
+
+
+def evaluate_model(
+    name: str,
+    generate: Callable[[Clip], Frames],
+    clips: Iterable[Clip],
+    image_given: bool = True,
+    chunk_frames: int = CHUNK_FRAMES,
+    with_flow: bool = True,
+) -> Row:
+    """Evaluate a function that, given a clip, generates frames from its first image and caption."""
+    samples = ((generate(clip), clip.truth) for clip in clips)
+    return evaluate(name, samples, image_given, chunk_frames, with_flow)
+
+
+def check_detector(truth: Truth) -> float:
+    """Mean error in px of the detector on the drawn truth; raises UserError above .15 px or for a lost object."""
+    found = detect(render(truth.scene, truth.positions), [s.hue for s in truth.scene.shapes])
+    error = float(np.linalg.norm(found.positions - truth.positions, axis=-1).mean())
+    if not error <= DETECTOR_LIMIT:
+        raise UserError(
+            f"the detector is off by {error:.2f} px (limit {DETECTOR_LIMIT}) on true frames of "
+            f"'{truth.scene.caption}': the world or its palette has changed, so no measure can be trusted"
+        )
+    return error
+
+
+# --- controls --------------------------------------------------------------------------------
+
+
+def truth_frames(clip: Clip) -> Frames:
+    """The truth itself: the floor or ceiling of every measure."""
+    return clip.frames
+
+
+def frozen_frames(clip: Clip) -> Frames:
+    """The first frame, repeated: what total motion collapse scores."""
+    return np.repeat(clip.frames[:1], len(clip.frames), axis=0)
+
+
+def constant_velocity_frames(clip: Clip) -> Frames:
+    """Every shape straight on from its first state, through each other and out of the picture."""
+    time = np.arange(len(clip.frames))[None, :, None]
+    start, velocity = clip.truth.positions[:, :1], clip.truth.velocities[:, :1]
+    return render(clip.truth.scene, start + velocity * time)
+
+
+CONTROLS: dict[str, Callable[[Clip], Frames]] = {
+    "truth": truth_frames,
+    "frozen": frozen_frames,
+    "constant_velocity": constant_velocity_frames,
+}
+
+
+def evaluate_controls(clips: Sequence[Clip], chunk_frames: int = CHUNK_FRAMES, with_flow: bool = True) -> list[Row]:
+    """The rows that need no model."""
+    return [
+        evaluate_model(name, make, clips, chunk_frames=chunk_frames, with_flow=with_flow)
+        for name, make in CONTROLS.items()
+    ]
+
+
+# --- pooling ---------------------------------------------------------------------------------
+
+
+def pool(clips: Sequence[ClipMeasures], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval | None]:
+    """Every measure over the clips with its interval; None where no clip defines it."""
+    if not clips:
+        return {measure.name: None for measure in MEASURES}
+    count = len(clips)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    weights = np.vstack([np.ones(count), draws])  # the first line is the clips as they are
+    totals = {
+        key: (weights @ np.array([c.sums[key][0] for c in clips]), weights @ np.array([c.sums[key][1] for c in clips]))
+        for key in clips[0].sums
+    }
+    return {measure.name: _interval(combine(measure, totals)) for measure in MEASURES}
+
+
+def _interval(values: NDArray[np.float64]) -> Interval | None:
+    """Point value first, then its resamples; resamples that lost every defining clip are left out."""
+    if np.isnan(values[0]):
+        return None
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def pooled_curve(clips: Sequence[ClipMeasures]) -> list[float | None]:
+    """Speed ratio of each chunk over all clips, which must be of one length."""
+    if not clips:
+        return []
+    if len({c.curve.shape for c in clips}) > 1:
+        raise UserError("clips of different lengths in one row; evaluate the short and the long protocol separately")
+    total = np.sum([c.curve for c in clips], axis=0)
+    return [float(s / g) if g > 0 else None for s, g in total]
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def table(rows: Iterable[Row], track: str = "all") -> JsonTable:
+    """{row: {measure: [mean, low, high] or None}} of one track, ready for JSON."""
+    if track not in TRACKS:
+        raise UserError(f"unknown track '{track}'{nearest(track, TRACKS)}")
+    return {
+        row.name: {name: [v.mean, v.low, v.high] if v else None for name, v in row.measures[track].items()}
+        for row in rows
+    }
+
+
+def report(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    """Everything of the rows, by track: table, number of clips and per-chunk speed curves; ready for JSON."""
+    return {
+        track: {
+            "table": table(rows, track),
+            "clips": {row.name: row.clips[track] for row in rows},
+            "speed_curves": {row.name: row.curves[track] for row in rows},
+        }
+        for track in TRACKS
+    }
+
+
+def _cell(measure: Measure, value: list[float] | None, interval: bool) -> str:
+    if value is None:
+        return "N/A"
+    mean, low, high = (
+        f"{round(v, measure.digits) + 0.0:.{measure.digits}f}" for v in value
+    )  # + 0.0 drops a minus zero
+    return f"{mean} [{low}, {high}]" if interval else mean
+
+
+def _legend(measure: Measure) -> str:
+    return f"{measure.column}: {measure.legend} (ideal {measure.ideal})"
+
+
+def _shown(values: Mapping[str, Mapping[str, list[float] | None]]) -> list[Measure]:
+    """Measures that at least one row defines."""
+    return [m for m in MEASURES if any(row.get(m.name) is not None for row in values.values())]
+
+
+def missing_note() -> str:
+    """Why optional measures are N/A on this machine; empty when none is."""
+    return "" if has_opencv() else "dyn is N/A: it needs OpenCV (pip install 'aad1[eval]')."
+
+
+def rich_table(values: JsonTable, title: str = "", interval: bool = True) -> Table:
+    """The table for a terminal: a line per measure, a column per row."""
+    view = Table(title=title or None)
+    for heading in ("measure", "ideal", *values):
+        view.add_column(heading, no_wrap=True)
+    for m in _shown(values):
+        view.add_row(m.column, m.ideal, *(_cell(m, row.get(m.name), interval) for row in values.values()))
+    return view
+
+
+def to_text(values: JsonTable, title: str = "", interval: bool = True) -> str:
+    """The table and its legend in plain text."""
+    # Wide enough that no column is ever cut: the caller's terminal may wrap, a log must not lose digits.
+    console = Console(file=StringIO(), width=40 + 34 * len(values), color_system=None)
+    console.print(rich_table(values, title, interval))
+    lines = [_legend(m) for m in _shown(values)] + [NOTE, missing_note()]
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue() + "\n".join(line for line in lines if line) + "\n"
+
+
+def to_markdown(values: JsonTable, title: str = "", interval: bool = True) -> str:
+    """The table and its legend in Markdown: a line per measure, a column per row."""
+    lines = [f"### {title}", ""] if title else []
+    lines += ["| measure | ideal | " + " | ".join(values) + " |", "|" + "---|" * (2 + len(values))]
+    for m in _shown(values):
+        cells = (_cell(m, row.get(m.name), interval) for row in values.values())
+        lines.append(f"| {m.column} | {m.ideal} | " + " | ".join(cells) + " |")
+    # A bar would end a table cell; the legend is a list, where bars are plain.
+    lines += ["", *(f"- **{m.column}** (ideal {m.ideal}): {m.legend}" for m in _shown(values)), "", NOTE]
+    return "\n".join([*lines, missing_note()]).rstrip() + "\n"
