@@ -1,0 +1,394 @@
+"""Wan T2V folders in diffusers' layout: opening, checking, hashing and writing them.
+
+A folder holds ``model_index.json`` and transformer, vae, text_encoder, tokenizer and scheduler; a
+distilled student lies beside them as one more transformer in a subfolder of any name. Every write goes
+to a hidden neighbour first and is renamed, so a folder is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from aad1.errors import UserError, nearest
+from aad1.models.text import TextEncoder
+
+Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
+
+ASSETS = Path(__file__).parents[1] / "assets"
+INDEX = "model_index.json"
+PIPELINE = "WanPipeline"
+STOCK_TRANSFORMER = WanTransformer3DModel.__name__
+MODELS = {"transformer": (STOCK_TRANSFORMER,), "vae": ("AutoencoderKLWan",), "text_encoder": ("UMT5EncoderModel",)}
+PARTS = {
+    "transformer": ("config.json",),
+    "vae": ("config.json",),
+    "text_encoder": ("config.json",),
+    "tokenizer": ("tokenizer.json", "spiece.model"),  # either
+    "scheduler": ("scheduler_config.json",),
+}
+WEIGHTS = (".safetensors", ".bin")
+HASHED = (*WEIGHTS, ".json", ".model")
+HASH_BLOCK = 2**24
+PROVENANCE = ("_", "transformers_version")  # config keys that say who wrote a file, not what is in it
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WanFolder:
+    """A checked Wan T2V folder; parts are loaded when asked for, as ``dtype`` on ``device``.
+
+    Use ``dataclasses.replace`` for a part in another dtype or place.
+    """
+
+    path: Path
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    def vae(self) -> AutoencoderKLWan:
+        """Load the VAE, frozen and in evaluation mode."""
+        vae = AutoencoderKLWan.from_pretrained(self.path, subfolder="vae", torch_dtype=self.dtype)
+        return vae.to(self.device).eval().requires_grad_(False)
+
+    def text(self, cache_folder: Path | None = None) -> TextEncoder:
+        """Load the tokenizer; the encoder follows on the first prompt that ``cache_folder`` does not hold."""
+        tokenizer = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
+        load = partial(_load_text_encoder, self.path / "text_encoder", self.dtype, self.device)
+        identity = ""
+        if cache_folder is not None:
+            parts = [folder_hash(self.path / part) for part in ("text_encoder", "tokenizer")]
+            identity = "-".join([*parts, str(self.dtype)])
+        return TextEncoder(tokenizer, load, encoder_hash=identity, cache_folder=cache_folder, device=self.device)
+
+    def transformer(self, cls: type[Transformer], subfolder: str = "transformer", **config: Any) -> Transformer:
+        """Load a transformer as ``cls`` from any subfolder; ``config`` overrides entries of its config.json.
+
+        Raises:
+            UserError: when there is no transformer in that subfolder, with the ones there are.
+        """
+        if subfolder not in self.transformers:
+            raise UserError(f"'{self.path}' has no transformer '{subfolder}'{nearest(subfolder, self.transformers)}")
+        options: dict[str, Any] = {"torch_dtype": self.dtype, **config}
+        return cls.from_pretrained(self.path, subfolder=subfolder, **options).to(self.device)
+
+    @property
+    def transformers(self) -> tuple[str, ...]:
+        """Names of the subfolders that hold a Wan transformer: ``transformer`` and any students."""
+        found = (config.parent for config in self.path.glob("*/config.json"))
+        whole = (part for part in found if not part.name.startswith("."))  # hidden: a write that was cut off
+        return tuple(sorted(part.name for part in whole if _is_transformer(part)))
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The scheduler's configuration."""
+        return _read_json(self.path / "scheduler" / "scheduler_config.json")
+
+    @property
+    def flow_shift(self) -> float:
+        """The schedule's shift s, under whichever name the scheduler has for it; 1 where it has none."""
+        config = self.scheduler_config
+        return float(config.get("flow_shift") or config.get("shift") or 1.0)
+
+
+def bundled(name: str) -> Path:
+    """Return the path of a Wan folder that comes with the package.
+
+    Raises:
+        UserError: when there is none of that name, with those there are.
+    """
+    path = ASSETS / name
+    if not (path / INDEX).is_file():
+        names = [index.parent.name for index in ASSETS.glob(f"*/{INDEX}")]
+        raise UserError(f"no bundled model is named '{name}'{nearest(name, names) if names else '; none is installed'}")
+    return path
+
+
+def open_folder(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> WanFolder:
+    """Open a Wan T2V folder in diffusers' layout, checking its parts without loading them.
+
+    Raises:
+        UserError: saying what is missing or not supported, and what is allowed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(
+            f"'{path}' is not a folder; give a Wan T2V folder in diffusers' layout ({INDEX} beside its parts)"
+        )
+    if not (path / INDEX).is_file():
+        raise UserError(
+            f"'{path}' is not a Wan folder: it has no {INDEX}; give the folder that holds {', '.join(PARTS)}"
+        )
+    index = _read_json(path / INDEX)
+    _check_parts(path)
+    _check_kind(path, index)
+    _check_fit(path)
+    return WanFolder(path, dtype, device)
+
+
+def _check_parts(path: Path) -> None:
+    missing = [part for part, files in PARTS.items() if not any((path / part / file).is_file() for file in files)]
+    if missing:
+        raise UserError(f"'{path}' lacks {', '.join(missing)}; a Wan folder holds {', '.join(PARTS)}")
+    bare = [part for part in MODELS if not any(f.suffix in WEIGHTS for f in (path / part).iterdir())]
+    if bare:
+        raise UserError(
+            f"'{path}' has no weights in {', '.join(bare)}; allowed are files ending in {', '.join(WEIGHTS)}"
+        )
+
+
+def _check_kind(path: Path, index: dict[str, Any]) -> None:
+    """Refuse other pipelines: image-to-video Wan, two-transformer Wan and foreign models."""
+    kind = index.get("_class_name")
+    if isinstance(kind, str) and kind != PIPELINE:  # a list names a pipeline file that comes with the folder
+        raise UserError(f"'{path}' is a {kind}; allowed: {PIPELINE} (the image enters as context, so use a T2V model)")
+    if (index.get("transformer_2") or [None])[0] is not None:
+        raise UserError(f"'{path}' splits its noise levels between two transformers; use a model with one")
+    for part, allowed in MODELS.items():
+        config = _read_json(path / part / "config.json")
+        name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
+        if name not in allowed and not (part == "transformer" and _is_transformer(path / part)):
+            raise UserError(f"'{path / part}' is a {name}; allowed: {', '.join(allowed)}")
+
+
+def _check_fit(path: Path) -> None:
+    """Refuse parts that do not belong together."""
+    transformer, vae, text = (_read_json(path / part / "config.json") for part in MODELS)
+    pairs = {
+        "in_channels of the transformer and z_dim of the VAE": (transformer.get("in_channels"), vae.get("z_dim")),
+        "text_dim of the transformer and d_model of the text encoder": (
+            transformer.get("text_dim"),
+            text.get("d_model"),
+        ),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise UserError(f"'{path}': {what} must be equal, but are {one} and {other}")
+
+
+def _is_transformer(part: Path) -> bool:
+    name = _read_json(part / "config.json").get("_class_name", "")
+    return isinstance(name, str) and name.endswith(STOCK_TRANSFORMER)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{path}': {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"'{path}' does not hold a JSON object")
+    return found
+
+
+def _load_text_encoder(path: Path, dtype: torch.dtype, device: str) -> UMT5EncoderModel:
+    with _quietly():
+        return UMT5EncoderModel.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Load without transformers' progress bars, and leave its setting as it was."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+# --- hashing ---------------------------------------------------------------------------------
+
+
+def folder_hash(path: str | Path) -> str:
+    """Hash a component's weights and configuration (sha256, hex); the same wherever it lies.
+
+    A file's own hash is remembered by path, size and time of change, so large weights are read once.
+
+    Raises:
+        UserError: when the folder holds neither weights nor configuration.
+    """
+    path = Path(path)
+    files = sorted(f for f in path.rglob("*") if f.suffix in HASHED and f.is_file())
+    if not files:
+        raise UserError(f"'{path}' has nothing to hash: no file ends in {', '.join(HASHED)}")
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(path).as_posix()} {_file_hash(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    if file.suffix == ".json":
+        return hashlib.sha256(_canonical_json(file)).hexdigest()
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+    note = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aad1" / "hashes" / key
+    try:
+        return note.read_text(encoding="ascii")
+    except OSError:
+        pass
+    found = _read_and_hash(file)
+    try:  # a home that cannot be written costs time, not correctness
+        note.parent.mkdir(parents=True, exist_ok=True)
+        fresh = note.with_name(f".{key}.{uuid.uuid4().hex}")
+        fresh.write_text(found, encoding="ascii")
+        os.replace(fresh, note)
+    except OSError:
+        pass
+    return found
+
+
+def _read_and_hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _canonical_json(file: Path) -> bytes:
+    """A config without key order, white space and the entries that name its writer."""
+    content = _read_json(file)
+    kept = {key: value for key, value in content.items() if not key.startswith(PROVENANCE)}
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a hidden neighbour of ``folder`` to write into; rename it to ``folder`` when the block succeeds.
+
+    An existing ``folder`` is replaced as a whole; on an error it is left as it was.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    fresh, stale = (folder.with_name(f".{folder.name}.{kind}-{tag}") for kind in ("partial", "stale"))
+    fresh.mkdir()
+    try:
+        yield fresh
+        if folder.exists():
+            os.replace(folder, stale)
+        os.replace(fresh, folder)
+    finally:
+        if stale.exists() and not folder.exists():
+            os.replace(stale, folder)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def save_component(part: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a VAE, text encoder, tokenizer or scheduler to ``folder``, its weights as ``dtype`` if given."""
+    with whole_folder(folder) as fresh:
+        _write(part, fresh, dtype)
+
+
+def save_transformer(
+    model: WanTransformer3DModel, folder: str | Path, *, as_stock: bool = False, dtype: torch.dtype | None = None
+) -> None:
+    """Write a transformer to ``folder``, its weights as ``dtype`` if given (the model itself is not touched).
+
+    ``as_stock`` writes the config of a plain ``WanTransformer3DModel``, which any diffusers loads.
+    """
+    with whole_folder(folder) as fresh:
+        _write_transformer(model, fresh, as_stock, dtype)
+
+
+def save_pipeline_folder(
+    folder: str | Path,
+    *,
+    transformer: WanTransformer3DModel,
+    vae: AutoencoderKLWan,
+    tokenizer: Any,
+    text_encoder: UMT5EncoderModel,
+    flow_shift: float = 3.0,
+    students: Mapping[str, WanTransformer3DModel] | None = None,
+    dtype: torch.dtype | None = None,
+) -> WanFolder:
+    """Write a complete folder that stock ``WanPipeline.from_pretrained`` loads, replacing what is there.
+
+    ``students`` maps subfolder names to further transformers; they keep their own class and config.
+    ``dtype`` is that of the weights on disk (float16 halves a folder); they load as any dtype.
+    """
+    taken = sorted(set(students or {}) & set(PARTS))
+    if taken:
+        raise UserError(f"a student cannot be called {', '.join(taken)}: that is a part of the folder; try 'student'")
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
+    with whole_folder(folder) as fresh:
+        _write_transformer(transformer, fresh / "transformer", True, dtype)
+        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": text_encoder, "scheduler": scheduler}
+        for name, part in parts.items():
+            _write(part, fresh / name, dtype)
+        for name, student in (students or {}).items():
+            _write_transformer(student, fresh / name, False, dtype)
+        _write_json(fresh / INDEX, _model_index(scheduler))
+    return open_folder(folder)
+
+
+def _model_index(scheduler: Any) -> dict[str, Any]:
+    return {
+        "_class_name": PIPELINE,
+        "_diffusers_version": version("diffusers"),
+        "boundary_ratio": None,
+        "expand_timesteps": False,
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", STOCK_TRANSFORMER],
+        "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+
+
+def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: bool, dtype: torch.dtype | None) -> None:
+    _write(model, folder, dtype)
+    if as_stock:
+        known = inspect.signature(WanTransformer3DModel.__init__).parameters
+        config = _read_json(folder / "config.json")
+        kept = {key: value for key, value in config.items() if key in known or key.startswith("_")}
+        _write_json(folder / "config.json", {**kept, "_class_name": STOCK_TRANSFORMER})
+
+
+def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    with _quietly():
+        part.save_pretrained(folder)
+    if dtype is not None and isinstance(part, nn.Module):
+        for file in folder.glob("*.safetensors"):
+            _recast(file, dtype)
+
+
+def _recast(file: Path, dtype: torch.dtype) -> None:
+    """Rewrite a safetensors file with its floating-point tensors as ``dtype``."""
+    with safe_open(file, framework="pt") as source:
+        tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (not a mapping)
+        metadata = source.metadata()
+    cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    save_file(cast, file, metadata=metadata)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
