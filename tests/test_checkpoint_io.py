@@ -130,6 +130,7 @@ def test_half_precision_on_disk_loads_as_float32(
     assert transformer.dtype == torch.float32
     for file in folder.path.glob("*/*.safetensors"):
         assert {t.dtype for t in load_file(file).values()} == {dtype}
+        assert file.stat().st_mode == (file.parent / "config.json").stat().st_mode
     loaded = folder.transformer(WanTransformer3DModel)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert same_weights(loaded, transformer, tolerance=1e-2)

@@ -376,9 +376,12 @@ def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: boo
 def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
     with _quietly():
         part.save_pretrained(folder)
-    if dtype is not None and isinstance(part, nn.Module):
-        for file in folder.glob("*.safetensors"):
+    if not isinstance(part, nn.Module):
+        return
+    for file in folder.glob("*.safetensors"):
+        if dtype is not None:
             _recast(file, dtype)
+        file.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files that only their owner may read
 
 
 def _recast(file: Path, dtype: torch.dtype) -> None:
