@@ -80,7 +80,8 @@ def check_frames(frames: NDArray[np.uint8]) -> None:
 
 def luma(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean Rec. 709 luma of each frame, [frames] in [0, 1]."""
-    return frames.mean(axis=(1, 2)) @ np.array([0.2126, 0.7152, 0.0722]) / 255
+    means = np.stack([frames[..., i].mean(axis=(1, 2)) for i in range(3)], axis=-1)
+    return np.asarray(means @ np.array([0.2126, 0.7152, 0.0722]) / 255)
 
 
 def saturation(frames: NDArray[np.uint8]) -> NDArray[np.float64]:

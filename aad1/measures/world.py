@@ -81,7 +81,7 @@ MEASURES = (
     Measure("horizon", "valid", "1", "share of frames before the first collision until the error passes 3 px"),
     Measure("energy", "energy", "1", "kinetic energy of the detected motion over the truth's"),
     Measure("presence", "pres", "1", "share of objects and frames found", 3),
-    Measure("presence_last", "pres-end", "1", "share of objects and frames found in the last quarter", 3),
+    Measure("presence_last", "pres-end", "1", "presence in the last quarter", 3),
     Measure("id_ok", "id", "1", "share present with 0.6 to 1.6 times the first area and colour within 20 Lab", 3),
     Measure("foreign", "foreign", "0", "share of coloured pixels that belong to no tracked object", 3),
     Measure("radius_drift", "radius", "0", "|change of radius| from first to last 15 %, relative", 3),
@@ -158,7 +158,7 @@ class Observed:
     def empty(self) -> NDArray[np.bool_]:
         """Pixels of background alone, [frames, height, width]: no colour there nor next to it, and nothing drawn."""
         bare = self.reference.draw(np.full_like(self.detection.positions[:, :1], np.nan))
-        return ~grow(self.detection.foreground | (self.drawn != bare).any(axis=-1))
+        return ~grow(self.detection.foreground | (_distance(self.drawn, bare) > 0))
 
     @cached_property
     def clear(self) -> NDArray[np.bool_]:
@@ -374,20 +374,26 @@ def _appearance(seen: Observed) -> dict[str, Pair]:
     }
 
 
-def _distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Mean |a - b| over colours, [frames, height, width] in [0, 1]."""
-    return np.asarray((np.maximum(a, b) - np.minimum(a, b)).mean(axis=-1) / 255)
+    return _channel_sum(np.maximum(a, b) - np.minimum(a, b)) / np.float32(765)
 
 
-def _masked_mean(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _channel_sum(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """R + G + B, much faster than a reduction over an axis of three."""
+    r, g, b = (pictures[..., i].astype(np.float32) for i in range(3))
+    return r + g + b
+
+
+def _masked_mean(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Mean over the mask in each frame, [frames], nan where it is empty."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((values * mask).sum(axis=(1, 2)) / mask.sum(axis=(1, 2)))
+        return np.asarray((values * mask).sum(axis=(1, 2)) / mask.sum(axis=(1, 2)), np.float64)
 
 
 def _gradient_energy(frames: NDArray[np.uint8]) -> float:
     """Sum of squared differences of neighbouring pixels, both ways."""
-    grey = frames.astype(np.float32).mean(axis=-1)
+    grey = _channel_sum(frames) / 3
     across, down = np.diff(grey, axis=2).ravel(), np.diff(grey, axis=1).ravel()
     return float(across @ across + down @ down)
 
