@@ -16,9 +16,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from aad1.data.media import VideoWriter
+from aad1.data.media import VideoWriter, tensor_to_video, video_to_tensor
 from aad1.data.world import SIZE, make_clip
-from aad1.models.vae import from_uint8, to_uint8
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
 
@@ -53,7 +52,7 @@ class WorldCrops:
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """The crops of these scenes; start, place and all else derive from the index."""
-        return from_uint8(torch.from_numpy(np.stack([self._crop(index) for index in indices])))
+        return video_to_tensor(np.stack([self._crop(index) for index in indices]))
 
     def _crop(self, index: int) -> np.ndarray:
         rng = np.random.default_rng(index)
@@ -95,12 +94,12 @@ class VaeStage:
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """PSNR (dB) on whole held-out clips; truth above, reconstruction below, in an mp4."""
         clips = np.stack([make_clip("val", index, frames=17).frames for index in range(VALIDATION_CLIPS)])
-        frames = from_uint8(torch.from_numpy(clips))
+        frames = video_to_tensor(clips)
         decoded = self.vae.decode(self.vae.encode(frames).latent_dist.mode()).sample.clamp(-1, 1)
-        rows = torch.cat([to_uint8(frames), to_uint8(decoded)], dim=2)
+        rows = np.concatenate([tensor_to_video(frames), tensor_to_video(decoded)], axis=2)
         samples.mkdir(parents=True, exist_ok=True)
         with VideoWriter(samples / f"step-{step:06d}.mp4", fps=8, scale=2) as video:
-            video.write(torch.cat(list(rows), dim=2).numpy())
+            video.write(np.concatenate(list(rows), axis=2))
         return {"psnr": psnr((decoded - frames).square().mean())}
 
     def stop_reason(self) -> str | None:
@@ -133,6 +132,6 @@ def latent_statistics(vae: nn.Module) -> tuple[list[float], list[float]]:
     latents = []
     for index in range(STATISTICS_CLIPS):
         clip = make_clip("train", index, frames=33)
-        latents.append(vae.encode(from_uint8(torch.from_numpy(clip.frames[None]))).latent_dist.mode())
+        latents.append(vae.encode(video_to_tensor(clip.frames[None])).latent_dist.mode())
     values = torch.cat(latents).transpose(0, 1).flatten(1)
     return values.mean(1).tolist(), values.std(1).tolist()

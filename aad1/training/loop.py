@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aad1.data.latents import Sampler
 from aad1.errors import UserError
-from aad1.progress import Progress, progress
+from aad1.progress import Progress
 from aad1.training import checkpoint
 from aad1.training.metrics import MetricsLog
 from aad1.training.player import Player
@@ -133,7 +133,7 @@ class Run:
         self._start()
         with ExitStack() as stack:
             log = stack.enter_context(MetricsLog(self.folder, self.step))
-            bar = stack.enter_context(progress(self.stage.name, total=self.config.steps, completed=self.step))
+            bar = stack.enter_context(Progress(self.stage.name, self.config.steps, done=self.step, unit="step"))
             stopping = stack.enter_context(_stop_signals())
             while self.step < self.config.steps and not self.finished:
                 self._one_step(log, bar)
@@ -155,7 +155,7 @@ class Run:
         if set(state["players"]) != set(self.stage.players):
             raise UserError(f"{self.folder} holds another stage's run; choose another folder")
         self.step, self.finished = step, state["finished"]
-        self.sampler.restore(state["sampler"])
+        self.sampler = Sampler.restore(state["sampler"], len(self.stage.dataset))
         for name, player in self.stage.players.items():
             player.load_state_dict(state["players"][name])
         self.stage.load_state_dict(state["stage"])
@@ -183,7 +183,7 @@ class Run:
         self.finished = last or reason is not None
         bar.advance(1, **metrics)
         if reason is not None:
-            bar.note(f"{self.stage.name} stops at step {self.step}: {reason}")
+            bar.print(f"{self.stage.name} stops at step {self.step}: {reason}")
         if _due(self.step, self.config.log_every) or self.finished or any(k.startswith("eval/") for k in metrics):
             log.write(self.step, metrics)
         if _due(self.step, self.config.save_every) or self.finished:

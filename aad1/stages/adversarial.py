@@ -1,0 +1,179 @@
+"""Stage III: asymmetric adversarial refinement (Eq. 7 to 10).
+
+The generator stays causal; the critic sees the whole clip in both directions and gives one logit. It
+never sees clean clips: real and generated ones are noised to one tau, with the same noise. In the
+paper's ablations only ``visibility`` and ``granularity`` of the critic change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aad1.flow import add_noise, shift_t
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import save_transformer
+from aad1.models.context import Visibility
+from aad1.models.critic import Critic, Granularity
+from aad1.objectives.adversarial import consistency, critic_loss, generator_loss
+from aad1.rollout import roll_clip
+from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
+from aad1.stages.showing import Showing
+from aad1.training.loop import Loss, LoopConfig, Turn
+from aad1.training.motion_guard import MotionGuard
+from aad1.training.player import OptimizerConfig, Player
+
+NOISE_BANDS = ("low", "middle", "high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """layers: blocks (0-based) that a query head reads; queries: learnable tokens a head."""
+
+    layers: tuple[int, ...]
+    visibility: Visibility = "full"
+    granularity: Granularity = "clip"
+    queries: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(LoopConfig):
+    """How the game is played.
+
+    critic_updates: a generator update; head_start: critic updates before the first of them;
+    consistency_weight, consistency_sigma: lambda and sigma of Eq. 10; t_range: where tau lies, after
+    ``shift`` (1 = uniform).
+    """
+
+    critic: CriticConfig
+    generator_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    critic_updates: int = 1
+    head_start: int = 0
+    consistency_weight: float = 20.0
+    consistency_sigma: float = 0.05
+    t_range: tuple[float, float] = (0.0, 1.0)
+    shift: float = 1.0
+
+
+class Noising(NamedTuple):
+    """One tau a sample and one noise, the same for real and generated clips."""
+
+    eps: Tensor
+    t: Tensor
+
+
+@dataclass
+class AdversarialStage:
+    """Players: generator and critic."""
+
+    config: AdversarialConfig
+    generator_model: CausalWanTransformer3DModel
+    critic_model: Critic
+    dataset: LatentClips
+    levels: Sequence[float]
+    showing: Showing
+    guard: MotionGuard
+    name: str = "adversarial"
+    players: Mapping[str, Player] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.players = {
+            "critic": Player("critic", self.critic_model, self.config.critic_optimizer),
+            "generator": Player("generator", self.generator_model, self.config.generator_optimizer),
+        }
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The critic, then the generator; before the first step the critic has its head start."""
+        first = self.config.head_start if step == 0 else 0
+        return ("critic",) * (first + self.config.critic_updates) + ("generator",)
+
+    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+        """Eq. 8 and 10 for the critic, Eq. 9 for the generator, each on a fresh rollout (Eq. 7)."""
+        if turn.player == "critic":
+            with torch.no_grad():
+                fake = self._rollout(batch, noise)
+            return self._critic_loss(batch, fake, noise)
+        return self._generator_loss(batch, self._rollout(batch, noise), noise)
+
+    def _rollout(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
+        start = noise_like(batch.latents[:, :, 1:], noise)
+        return roll_clip(
+            self.generator_model,
+            batch.image,
+            batch.text,
+            start,
+            levels=self.levels,
+            renoise=lambda like: noise_like(like, noise),
+        )
+
+    def _noising(self, clip: Tensor, noise: torch.Generator) -> Noising:
+        low, high = self.config.t_range
+        level = shift_t(low + (high - low) * uniform((len(clip), 1), clip, noise), self.config.shift)
+        return Noising(noise_like(clip, noise), level.expand(-1, clip.shape[2]))
+
+    def _critic_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 8 + lambda Eq. 10; the perturbation is added to the NOISED clips, at the same tau."""
+        eps, t = self._noising(fake, noise)
+        delta = self.config.consistency_sigma * noise_like(fake, noise)
+        logits, reg = {}, {}
+        for name, clip in (("real", batch.latents), ("fake", fake)):
+            noised = add_noise(clip, eps, t)
+            logits[name] = self.critic_model(noised, t, batch.text)
+            reg[name] = consistency(logits[name], self.critic_model(noised + delta, t, batch.text))
+        game = critic_loss(logits["real"], logits["fake"])
+        value = game + self.config.consistency_weight * (reg["real"] + reg["fake"])
+        health = critic_health(logits["real"].detach(), logits["fake"].detach(), t)
+        regularisers = {f"consistency_{name}": float(r.detach()) for name, r in reg.items()}
+        return Loss(value, {"game": float(game.detach()), **regularisers, **health})
+
+    def _generator_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 9; the critic's own weights take no gradient from it."""
+        eps, t = self._noising(fake, noise)
+        with self.players["critic"].frozen():
+            logit = self.critic_model(add_noise(fake, eps, t), t, batch.text)
+        return Loss(generator_loss(logit), {"logit": float(logit.detach().mean())})
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        """Roll the student out on held-out images; the guard keeps what it needs."""
+        measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
+        self.guard.observe(step, measured)
+        return measured
+
+    def stop_reason(self) -> str | None:
+        """The guard's word."""
+        return self.guard.stop_reason()
+
+    def state_dict(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
+        """What the guard has seen."""
+        return {"guard": self.guard.history}
+
+    def load_state_dict(self, state: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
+        """Take up what the guard had seen."""
+        self.guard.history = list(state["guard"])
+
+    def export(self, folder: Path) -> Path:
+        """Save the averaged student."""
+        with self.players["generator"].averaged():
+            save_transformer(self.generator_model, folder / "student")
+        return folder / "student"
+
+
+def critic_health(real: Tensor, fake: Tensor, t: Tensor) -> dict[str, float]:
+    """Whether the critic tells clips apart: logits, their gap, accuracy overall and by noise level."""
+    right = torch.stack([real > 0, fake < 0]).float()
+    accuracy = right.reshape(2, len(t), -1).mean(dim=(0, 2))
+    band = (t[:, 0] * len(NOISE_BANDS)).long().clamp_max(len(NOISE_BANDS) - 1)
+    by_level = {name: accuracy[band == i] for i, name in enumerate(NOISE_BANDS)}
+    return {
+        "logit_real": float(real.mean()),
+        "logit_fake": float(fake.mean()),
+        "gap": float(real.mean() - fake.mean()),
+        "accuracy": float(accuracy.mean()),
+        **{f"accuracy_t_{name}": float(values.mean()) for name, values in by_level.items() if len(values)},
+    }

@@ -1,0 +1,73 @@
+"""What the stages are fed: latent clips and trajectories from a store, with their text embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aad1.data.latents import LatentStore
+from aad1.models.text import TextEncoder
+
+
+class ClipBatch(NamedTuple):
+    """latents: [batch, channels, frames, height, width], image frame first; text: [batch, length, dim]."""
+
+    latents: Tensor
+    text: Tensor
+
+    @property
+    def image(self) -> Tensor:
+        """The encoded first frame: the VAE is causal, so the first latent frame is the image alone."""
+        return self.latents[:, :, :1]
+
+
+class TrajectoryBatch(NamedTuple):
+    """points: [batch, levels, channels, frames, height, width], the last being t = 0; text as above."""
+
+    points: Tensor
+    text: Tensor
+
+
+class LatentClips:
+    """Clips of a latent store on ``device``."""
+
+    def __init__(self, store: LatentStore, text: TextEncoder, device: torch.device) -> None:
+        self.store, self.text, self.device = store, text, device
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def read(self, indices: Sequence[int]) -> ClipBatch:
+        """The clips at ``indices``."""
+        tensors, rows = self.store.read(indices)
+        text = self.text.embed([row["caption"] for row in rows])
+        return ClipBatch(tensors["latents"].float().to(self.device), text.to(self.device))
+
+
+class Trajectories:
+    """Teacher trajectories of a store on ``device``."""
+
+    def __init__(self, store: LatentStore, text: TextEncoder, device: torch.device) -> None:
+        self.store, self.text, self.device = store, text, device
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def read(self, indices: Sequence[int]) -> TrajectoryBatch:
+        """The trajectories at ``indices``."""
+        tensors, rows = self.store.read(indices)
+        text = self.text.embed([row["caption"] for row in rows])
+        return TrajectoryBatch(tensors["points"].float().to(self.device), text.to(self.device))
+
+
+def noise_like(latents: Tensor, noise: torch.Generator) -> Tensor:
+    """Standard normal noise of this shape, drawn on the CPU so that every device sees the same."""
+    return torch.randn(latents.shape, generator=noise, dtype=torch.float32).to(latents)
+
+
+def uniform(shape: Sequence[int], like: Tensor, noise: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), drawn on the CPU."""
+    return torch.rand(tuple(shape), generator=noise).to(like)

@@ -1,0 +1,135 @@
+"""Stage II: distribution-matching warm-up (Eq. 4 to 6), stopped early on the motion of its rollouts.
+
+The student rolls out over its OWN outputs; the clip is noised to one random level; the gradient is
+the difference of the fake score's and the guided teacher's clean estimates. The fake score follows
+the student with several updates for each of the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aad1.flow import add_noise, shift_t, x0_from_v
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import save_transformer
+from aad1.objectives.dmd import dmd_gradient, dmd_surrogate
+from aad1.objectives.flow_matching import flow_matching
+from aad1.rollout import roll_clip
+from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
+from aad1.stages.showing import Showing
+from aad1.teacher_sampling import guided_velocity
+from aad1.training.loop import Loss, LoopConfig, Turn
+from aad1.training.motion_guard import MotionGuard
+from aad1.training.player import OptimizerConfig, Player
+
+
+@dataclass(frozen=True, kw_only=True)
+class DmdWarmupConfig(LoopConfig):
+    """fake_score_updates: a generator update; t_range: where tau is clamped after the shift."""
+
+    generator: OptimizerConfig
+    fake_score: OptimizerConfig
+    fake_score_updates: int = 5
+    guidance: float = 4.0
+    shift: float = 5.0
+    t_range: tuple[float, float] = (0.02, 0.98)
+
+
+@dataclass
+class DmdWarmupStage:
+    """Players: generator and fake score. The teacher is frozen."""
+
+    config: DmdWarmupConfig
+    generator_model: CausalWanTransformer3DModel
+    fake_score_model: CausalWanTransformer3DModel
+    teacher: CausalWanTransformer3DModel
+    dataset: LatentClips
+    negative_text: Tensor
+    levels: Sequence[float]
+    showing: Showing
+    guard: MotionGuard
+    name: str = "dmd_warmup"
+    players: Mapping[str, Player] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.teacher.requires_grad_(False)
+        self.players = {
+            "fake_score": Player("fake_score", self.fake_score_model, self.config.fake_score),
+            "generator": Player("generator", self.generator_model, self.config.generator),
+        }
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The fake score several times, then the generator once."""
+        return ("fake_score",) * self.config.fake_score_updates + ("generator",)
+
+    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+        """Eq. 5 for the fake score, Eq. 6 for the generator, each on a fresh rollout (Eq. 4)."""
+        if turn.player == "fake_score":
+            with torch.no_grad():
+                clip = self._rollout(batch, noise)
+            return self._fake_score_loss(clip, batch.text, noise)
+        return self._generator_loss(self._rollout(batch, noise), batch.text, noise)
+
+    def _rollout(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
+        start = noise_like(batch.latents[:, :, 1:], noise)
+        return roll_clip(
+            self.generator_model,
+            batch.image,
+            batch.text,
+            start,
+            levels=self.levels,
+            renoise=lambda like: noise_like(like, noise),
+        )
+
+    def _noised(self, clip: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole clip at one random level a sample: x_tau, its noise, and tau [batch, frames]."""
+        eps = noise_like(clip, noise)
+        level = shift_t(uniform((len(clip), 1), clip, noise), self.config.shift).clamp(*self.config.t_range)
+        t = level.expand(-1, clip.shape[2])
+        return add_noise(clip, eps, t), eps, t
+
+    def _fake_score_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 5: flow matching on generated clips."""
+        x_t, eps, t = self._noised(clip, noise)
+        return Loss(flow_matching(self.fake_score_model(x_t, t, text), clip, eps), {})
+
+    def _generator_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 6 through its surrogate: d loss / d clip is the difference of the two scores."""
+        with torch.no_grad():
+            x_t, _, t = self._noised(clip.detach(), noise)
+            v_real = guided_velocity(self.teacher, x_t, t, text, self._negative(text), self.config.guidance)
+            v_fake = self.fake_score_model(x_t, t, text)
+            gradient = dmd_gradient(clip.detach(), x0_from_v(x_t, v_real, t), x0_from_v(x_t, v_fake, t))
+        return Loss(dmd_surrogate(clip, gradient), {"dmd_gradient": float(gradient.abs().mean())})
+
+    def _negative(self, text: Tensor) -> Tensor:
+        return self.negative_text.to(text).expand_as(text)
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        """Roll the student out on held-out images; the guard keeps what it needs."""
+        measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
+        self.guard.observe(step, measured)
+        return measured
+
+    def stop_reason(self) -> str | None:
+        """The guard's word: prolonged distribution matching leads to motion collapse."""
+        return self.guard.stop_reason()
+
+    def state_dict(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
+        """What the guard has seen."""
+        return {"guard": self.guard.history}
+
+    def load_state_dict(self, state: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
+        """Take up what the guard had seen."""
+        self.guard.history = list(state["guard"])
+
+    def export(self, folder: Path) -> Path:
+        """Save the averaged student."""
+        with self.players["generator"].averaged():
+            save_transformer(self.generator_model, folder / "student")
+        return folder / "student"

@@ -1,0 +1,150 @@
+"""Held-out samples during training: rolled out, decoded, measured, and left as a video to look at.
+
+Clips of the embedded world are measured against their truth; any other data by its motion relative to
+the real clips, since there is no truth to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aad1.data.latents import LatentStore
+from aad1.data.media import VideoWriter, tensor_to_video
+from aad1.data.prepare import parse_world_source
+from aad1.data.world import make_clip
+from aad1.flow import euler_grid
+from aad1.measures.motion import measure_motion
+from aad1.measures.reference import Reference
+from aad1.measures.world import measure_clip, pooled
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.text import TextEncoder
+from aad1.models.vae import decode_video, denormalise
+from aad1.rollout import roll_clip
+from aad1.teacher_sampling import sample_teacher
+
+SHOWN = ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", "quality", "heading")
+NOISE_SEED = 20_000
+SMALL_PICTURE = 128
+
+
+@dataclass(frozen=True)
+class ShowingConfig:
+    """clips: how many held-out clips; teacher_steps: Euler steps when the teacher is shown."""
+
+    clips: int = 8
+    teacher_steps: int = 16
+
+
+@dataclass
+class Showing:
+    """Held-out clips of ``store`` and all that is needed to imitate them."""
+
+    config: ShowingConfig
+    store: LatentStore
+    vae: AutoencoderKLWan
+    text: TextEncoder
+    levels: Sequence[float]
+    guidance: float
+    shift: float
+    negative_prompt: str
+    device: torch.device
+
+    def student(self, generator: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
+        """Animate the held-out images with the student's own passes; truth above, student below."""
+        image, text = self._latents[:, :, :1], self._text
+        return self._measure(
+            roll_clip(generator, image, text, self._noise(1), levels=self.levels), path, image_given=True
+        )
+
+    def teacher(self, teacher: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
+        """Sample the held-out captions with the many-step teacher, which draws its own first frame."""
+        negative = self.text.embed([self.negative_prompt] * len(self._latents)).to(self.device)
+        grid = euler_grid(self.config.teacher_steps, self.shift)
+        latents = sample_teacher(teacher, self._noise(0), self._text, negative, grid=grid, guidance=self.guidance)
+        return self._measure(latents, path, image_given=False)
+
+    def _measure(self, latents: Tensor, path: Path, image_given: bool) -> dict[str, float]:
+        made = self._decode(latents)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(path, [self._real, made], fps=self.store.manifest.fps)
+        if all(row["source"].startswith("world:") for row in self._rows):
+            return self._against_truth(made, image_given)
+        return self._against_real(made)
+
+    def _against_truth(self, made: NDArray[np.uint8], image_given: bool) -> dict[str, float]:
+        truths = [make_clip(*_world(row["source"], made.shape[1])).truth for row in self._rows]
+        clips = [
+            measure_clip(frames, Reference.of(truth, image_given), with_flow=False)
+            for frames, truth in zip(made, truths, strict=True)
+        ]
+        values = pooled(clips)
+        return {name: values[name] for name in SHOWN if not math.isnan(values[name])}
+
+    def _against_real(self, made: NDArray[np.uint8]) -> dict[str, float]:
+        """rho: motion energy over the real clips'; kappa: retention over the real clips'."""
+        ours, real = ([measure_motion(clip) for clip in clips] for clips in (made, self._real))
+        return {
+            "rho": _ratio([m.energy for m in ours], [m.energy for m in real]),
+            "kappa": _ratio([m.retention for m in ours], [m.retention for m in real]),
+            "static": float(np.mean([m.static for m in ours])),
+        }
+
+    @cached_property
+    def _rows(self) -> list[dict[str, str]]:
+        return [self.store.row(index) for index in range(self._count)]
+
+    @cached_property
+    def _latents(self) -> Tensor:
+        tensors, _ = self.store.read(range(self._count))
+        return tensors["latents"].float().to(self.device)
+
+    @cached_property
+    def _text(self) -> Tensor:
+        return self.text.embed([row["caption"] for row in self._rows]).to(self.device)
+
+    @cached_property
+    def _real(self) -> NDArray[np.uint8]:
+        return self._decode(self._latents)
+
+    @property
+    def _count(self) -> int:
+        return min(self.config.clips, len(self.store))
+
+    def _noise(self, skipped_frames: int) -> Tensor:
+        """The same noise at every evaluation, so that only the weights differ."""
+        shape = list(self._latents.shape)
+        shape[2] -= skipped_frames
+        return torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(self._latents)
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        return np.concatenate(
+            [tensor_to_video(decode_video(self.vae, denormalise(self.vae, clip[None]))) for clip in latents]
+        )
+
+
+def write_rows(path: Path, rows: Sequence[NDArray[np.uint8]], fps: float) -> None:
+    """Write clips side by side, one row of them above the other: each row [clips, frames, height, width, 3]."""
+    picture = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1)
+    with VideoWriter(path, fps=fps, scale=2 if rows[0].shape[2] < SMALL_PICTURE else 1) as video:
+        video.write(picture)
+
+
+def _world(source: str, frames: int) -> tuple[str, int, int, str]:
+    split, index, track = parse_world_source(source)
+    return split, index, frames, track
+
+
+def _ratio(ours: Sequence[float], real: Sequence[float]) -> float:
+    total = float(np.nansum(real))
+    return float(np.nansum(ours)) / total if total > 0 else 0.0

@@ -1,0 +1,85 @@
+"""Train or fine-tune the bidirectional teacher: ordinary text-to-video flow matching with text dropout.
+
+One noise level a clip, all frames together; dropped text is the empty prompt, so that the teacher can
+be guided. For the embedded teacher it starts from random weights; for a user's data, from their folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aad1.flow import add_noise, shift_t
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import save_transformer
+from aad1.objectives.flow_matching import flow_matching
+from aad1.stages.base import PlainStage
+from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
+from aad1.stages.showing import Showing
+from aad1.training.loop import Loss, LoopConfig, Turn
+from aad1.training.player import OptimizerConfig, Player
+
+NOISE_BANDS = ("low", "middle", "high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(LoopConfig):
+    """architecture: WanTransformer3DModel's own config (none = fine-tune the folder's transformer)."""
+
+    optimizer: OptimizerConfig
+    architecture: Mapping[str, Any] | None = None
+    shift: float = 3.0
+    text_dropout: float = 0.1
+
+
+@dataclass
+class TeacherStage(PlainStage):
+    """The teacher is the only player. ``empty_text``: the embedded empty prompt, [1, length, dim]."""
+
+    config: TeacherConfig
+    teacher: CausalWanTransformer3DModel
+    dataset: LatentClips
+    empty_text: Tensor
+    showing: Showing
+    name: str = "teacher"
+    players: Mapping[str, Player] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.players = {"teacher": Player("teacher", self.teacher, self.config.optimizer)}
+
+    def turns(self, step: int) -> Sequence[str]:
+        """One update a step."""
+        return ("teacher",)
+
+    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+        """E || v(x_t, t, text) - (eps - x0) ||^2 at one shifted noise level a clip."""
+        x0, eps = batch.latents, noise_like(batch.latents, noise)
+        level = shift_t(uniform((len(x0), 1), x0, noise), self.config.shift)
+        t = level.expand(-1, x0.shape[2])
+        dropped = uniform((len(x0), 1, 1), x0, noise) < self.config.text_dropout
+        text = torch.where(dropped, self.empty_text.to(batch.text), batch.text)
+        predicted = self.teacher(add_noise(x0, eps, t), t, text)
+        return Loss(flow_matching(predicted, x0, eps), _loss_by_level(predicted, eps - x0, level))
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        """Sample held-out captions and measure the clips."""
+        return self.showing.teacher(self.teacher, samples / f"step-{step:06d}.mp4")
+
+    def export(self, folder: Path) -> Path:
+        """Save the averaged teacher as a stock Wan transformer."""
+        with self.players["teacher"].averaged():
+            save_transformer(self.teacher, folder / "transformer", as_stock=True)
+        return folder / "transformer"
+
+
+def _loss_by_level(predicted: Tensor, target: Tensor, level: Tensor) -> dict[str, float]:
+    """Mean squared error in three bands of t, which fall at very different rates."""
+    error = (predicted.detach() - target).square().mean(dim=(1, 2, 3, 4))
+    band = (level[:, 0] * len(NOISE_BANDS)).long().clamp_max(len(NOISE_BANDS) - 1)
+    means = {name: error[band == i] for i, name in enumerate(NOISE_BANDS)}
+    return {f"loss_t_{name}": float(values.mean()) for name, values in means.items() if len(values)}

@@ -1,0 +1,42 @@
+"""The motion guard: watches the motion of rollouts and ends a stage before it freezes them.
+
+Prolonged distribution matching makes a one-step student stand still (the paper's motion collapse).
+rho is the rollouts' speed over the real clips'; kappa is what is left of it at the end of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Stop when rho or kappa stays below its limit for ``patience`` evaluations; 0 limits never stop."""
+
+    min_rho: float = 0.0
+    min_kappa: float = 0.0
+    patience: int = 1
+
+
+@dataclass
+class MotionGuard:
+    """Remembers what each evaluation measured, and says when to stop."""
+
+    config: GuardConfig
+    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def observe(self, step: int, measured: Mapping[str, float]) -> None:
+        """Take note of an evaluation; ``measured`` has rho and kappa (absent ones count as fallen)."""
+        kept = {name: float(measured.get(name, 0.0)) for name in ("rho", "kappa")}
+        self.history.append((step, kept))
+
+    def stop_reason(self) -> str | None:
+        """Which measure has fallen, or None while both hold."""
+        recent = [measured for _, measured in self.history[-self.config.patience :]]
+        if len(recent) < self.config.patience:
+            return None
+        for name, limit in (("rho", self.config.min_rho), ("kappa", self.config.min_kappa)):
+            if all(measured[name] < limit for measured in recent):
+                return f"{name} of held-out rollouts is {recent[-1][name]:.2f}, below {limit:.2f}: motion is dying"
+        return None
