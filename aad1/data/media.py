@@ -1,0 +1,382 @@
+"""Pictures in, pictures and videos out.
+
+Frames are uint8 RGB, [height, width, 3] for one and [frames, height, width, 3] for a video; models
+see float [batch, 3, frames, height, width] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from aad1.errors import UserError
+
+NEUTRAL = (128, 128, 128)  # what shows through transparent pixels
+BT709 = 1  # the colour matrix, primaries and transfer every player assumes for modern video
+LIMITED_RANGE = 1
+MAX_FPS = 240
+EXIF_DESCRIPTION = 0x010E
+WRITABLE = (".mp4", ".gif", ".webp")
+# The default conversion to and from YUV darkens pictures by a level; these flags keep the mean within 0.2.
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+PALETTE_SAMPLE, PALETTE_SIDE = 16, 256  # frames, and pixels along a side, looked at for a GIF's one palette
+
+
+# --- tensors ----------------------------------------------------------------------------------
+
+
+def video_to_tensor(frames: NDArray[np.uint8]) -> Tensor:
+    """Uint8 [..., frames, height, width, 3] -> float32 [..., 3, frames, height, width] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4))).float() / 127.5 - 1
+
+
+def tensor_to_video(video: Tensor) -> NDArray[np.uint8]:
+    """Float [..., 3, frames, height, width] in [-1, 1] -> uint8 [..., frames, height, width, 3]; clips."""
+    pixels = ((video.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.movedim(-4, -1).contiguous().cpu().numpy()
+
+
+# --- reading pictures -------------------------------------------------------------------------
+
+
+def open_image(source: str | Path | BinaryIO) -> NDArray[np.uint8]:
+    """Read any picture as uint8 RGB [height, width, 3].
+
+    Turns it upright, converts its colours to sRGB, lays transparency over neutral grey and takes the
+    first frame of an animation. Raises UserError when it cannot be read.
+    """
+    name = f"image {source}" if isinstance(source, str | Path) else "the image"
+    try:
+        with Image.open(source) as image:
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
+            return np.asarray(_to_rgb(upright))
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist; give the path of a picture (PNG, JPEG, WebP, ...)") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large ({error}); give a smaller copy") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise UserError(f"{name} cannot be read ({error}); save it as PNG or JPEG and try again") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit sRGB without transparency."""
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        backdrop = Image.new("RGBA", rgba.size, (*NEUTRAL, 255))
+        return Image.alpha_composite(backdrop, rgba).convert("RGB")
+    return _colour_managed(image)
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and floating-point grey to 8 bits; the range is judged by what the mode can hold."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    else:
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
+    return Image.fromarray(np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+
+
+def _colour_managed(image: Image.Image) -> Image.Image:
+    """Apply an embedded colour profile (phones write Display P3, print files CMYK); a broken one is ignored."""
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def fit_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Centre-crop [height, width, 3] to the aspect of ``size`` (height, width) and resize it, anti-aliased."""
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    scale = min(height / size[0], width / size[1])
+    crop_height, crop_width = size[0] * scale, size[1] * scale
+    top, left = (height - crop_height) / 2, (width - crop_width) / 2
+    box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
+    fitted = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(fitted)
+
+
+# --- writing videos ---------------------------------------------------------------------------
+
+
+class VideoWriter:
+    """Write frames as they arrive to .mp4, .gif, .webp or, without a suffix, a folder of PNG frames.
+
+    A context manager. Everything goes to a hidden name beside the target, which takes its place only
+    when all has been written; after an error nothing is left. ``scale`` enlarges pixels by nearest
+    neighbour, for small videos that players would blur. ``metadata`` is stored in the file as JSON
+    (``read_metadata`` gives it back). MP4 and PNG use constant memory; GIF and WebP hold all frames.
+    Raises UserError for an output that cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fps: float,
+        scale: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        crf: int = 16,
+        pixel_format: str = "yuv420p",
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() not in (*WRITABLE, ""):
+            kinds = ", ".join(WRITABLE)
+            raise UserError(
+                f"cannot write {self.path}: suffix {self.path.suffix!r}; use {kinds} or none for PNG frames"
+            )
+        if not 0 < fps <= MAX_FPS:
+            raise UserError(f"fps {fps} for {self.path}; use a number above 0 and up to {MAX_FPS}")
+        if scale < 1:
+            raise UserError(f"scale {scale} for {self.path}; use 1 or a larger whole number")
+        self.temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self.scale, self.frames = scale, 0
+        self._shape: tuple[int, ...] | None = None
+        note = json.dumps(dict(metadata), sort_keys=True) if metadata else ""
+        self._sink = _sink_for(self.path.suffix.lower(), fps, note, crf, pixel_format)
+        self._check_target()
+
+    def _check_target(self) -> None:
+        """Make the folder around the target and refuse a target that is something else already."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._user_error(error) from None
+        if self.path.suffix and self.path.is_dir():
+            raise UserError(f"cannot write {self.path}: it is a folder; give a file name")
+        if not self.path.suffix and self.path.exists() and (self.path.is_file() or any(self.path.iterdir())):
+            raise UserError(f"cannot write frames to {self.path}: it exists and is not empty; give a new folder")
+
+    def __enter__(self) -> VideoWriter:
+        try:
+            _remove(self.temporary)
+            self._sink.open(self.temporary)
+        except (OSError, av.FFmpegError) as error:
+            raise self._user_error(error) from None
+        return self
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append uint8 [frames, height, width, 3]; every call must bring the same height and width."""
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected uint8 [frames, height, width, 3]")
+        if self._shape not in (None, frames.shape[1:]):
+            raise ValueError(f"frames of {frames.shape[1:]} after frames of {self._shape}")
+        self._shape = frames.shape[1:]
+        try:
+            for frame in frames:
+                self._sink.add(frame.repeat(self.scale, axis=0).repeat(self.scale, axis=1))
+                self.frames += 1
+        except (OSError, av.FFmpegError) as error:
+            raise self._user_error(error) from None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if kind is None and not self.frames:
+                raise UserError(f"no frames were given for {self.path}; nothing was written")
+            with suppress(*(() if kind is None else (Exception,))):  # the first error is the one to show
+                self._sink.close(finish=kind is None)
+            if kind is None:
+                os.replace(self.temporary, self.path)
+        except (OSError, av.FFmpegError) as failure:
+            raise self._user_error(failure) from None
+        finally:
+            _remove(self.temporary)
+
+    def _user_error(self, error: Exception) -> UserError:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            return UserError(f"cannot write {self.path}: the disk is full; free some space or choose another place")
+        reason = getattr(error, "strerror", None) or str(error)
+        return UserError(f"cannot write {self.path}: {reason}; choose a place you can write to")
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that VideoWriter put into a video or a folder of frames; empty when there is none."""
+    path = Path(path)
+    if path.is_dir():
+        path = min(path.glob("*.png"))
+    if path.suffix.lower() == ".mp4":
+        with av.open(str(path)) as container:
+            note = container.metadata.get("comment", "")
+    else:
+        with Image.open(path) as image:
+            note = image.info.get("comment", "") or image.getexif().get(EXIF_DESCRIPTION, "")
+    note = note.decode() if isinstance(note, bytes) else note
+    return dict(json.loads(note)) if note else {}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # a parent that is no folder: opening the file will say so
+            path.unlink(missing_ok=True)
+
+
+class _Sink:
+    """Where frames go: one subclass a format. ``add`` takes uint8 [height, width, 3]."""
+
+    def __init__(self, fps: float, note: str) -> None:
+        self.fps, self.note = fps, note
+
+    def open(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        raise NotImplementedError
+
+    def close(self, finish: bool) -> None:
+        raise NotImplementedError
+
+
+def _sink_for(suffix: str, fps: float, note: str, crf: int, pixel_format: str) -> _Sink:
+    if suffix == ".mp4":
+        return _Mp4(fps, note, crf, pixel_format)
+    return {".gif": _Gif, ".webp": _WebP, "": _Frames}[suffix](fps, note)
+
+
+class _Mp4(_Sink):
+    """H.264 with BT.709 colours said aloud, so that no player has to guess them."""
+
+    def __init__(self, fps: float, note: str, crf: int, pixel_format: str) -> None:
+        super().__init__(fps, note)
+        self.crf, self.pixel_format = crf, pixel_format
+        self.stream: Any = None
+
+    def open(self, path: Path) -> None:
+        # The index goes in front (faststart), so that a browser can start before the end has arrived.
+        self.container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        if self.note:
+            self.container.metadata["comment"] = self.note
+
+    def _add_stream(self, height: int, width: int) -> None:
+        rate = Fraction(self.fps).limit_denominator(1001)
+        self.stream = self.container.add_stream(
+            "libx264", rate=rate, options={"crf": str(self.crf), "preset": "medium"}
+        )
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, self.pixel_format
+        context = self.stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        # 4:2:0 needs even sizes: repeat the last row and column.
+        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        if self.stream is None:
+            self._add_stream(*frame.shape[:2])
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        picture = picture.reformat(
+            format=self.pixel_format, dst_colorspace=BT709, dst_color_range=LIMITED_RANGE, interpolation=EXACT
+        )
+        self.container.mux(self.stream.encode(picture))
+
+    def close(self, finish: bool) -> None:
+        try:
+            if finish:
+                self.container.mux(self.stream.encode())
+        finally:
+            self.container.close()
+
+
+class _Frames(_Sink):
+    """A folder of PNG files, 00000.png onwards."""
+
+    def open(self, path: Path) -> None:
+        path.mkdir()
+        self.folder, self.count = path, 0
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        info = PngImagePlugin.PngInfo()
+        if self.note and not self.count:
+            info.add_text("comment", self.note)
+        Image.fromarray(frame).save(self.folder / f"{self.count:05d}.png", pnginfo=info)
+        self.count += 1
+
+    def close(self, finish: bool) -> None:
+        """Every frame is on disk already."""
+
+
+class _Animation(_Sink):
+    """Formats that Pillow writes in one go at the end."""
+
+    def open(self, path: Path) -> None:
+        path.touch()  # an unwritable place shows now, not after minutes of generation
+        self.path, self.pictures = path, list[Image.Image]()
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        self.pictures.append(Image.fromarray(frame))
+
+    def durations(self, tick: int) -> list[int]:
+        """Milliseconds each frame is shown, in multiples of ``tick``, true to the frame rate on average."""
+        ends = np.round(np.arange(len(self.pictures) + 1) * 1000 / self.fps / tick).astype(int) * tick
+        return [max(tick, int(d)) for d in np.diff(ends)]
+
+    def close(self, finish: bool) -> None:
+        if finish:
+            self.save()
+
+    def save(self) -> None:
+        raise NotImplementedError
+
+
+class _Gif(_Animation):
+    def save(self) -> None:
+        """One palette for all frames and no dither: otherwise a still background would seem to flicker."""
+        chosen = self.pictures[:: max(1, len(self.pictures) // PALETTE_SAMPLE)]
+        step = max(1, max(chosen[0].size) // PALETTE_SIDE)
+        mosaic = Image.fromarray(np.concatenate([np.asarray(p)[::step, ::step] for p in chosen]))
+        palette = mosaic.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        first, *rest = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in self.pictures]
+        first.save(
+            self.path,
+            "GIF",
+            save_all=True,
+            append_images=rest,
+            palette=bytes(palette.getpalette() or ()),  # else Pillow stores one a frame, at four times the size
+            duration=self.durations(10),
+            loop=0,
+            comment=self.note,
+        )
+
+
+class _WebP(_Animation):
+    def save(self) -> None:
+        exif = Image.Exif()
+        if self.note:
+            exif[EXIF_DESCRIPTION] = self.note
+        first, *rest = self.pictures
+        first.save(
+            self.path,
+            "WEBP",
+            save_all=True,
+            append_images=rest,
+            duration=self.durations(1),
+            loop=0,
+            quality=92,
+            exif=exif,
+        )
