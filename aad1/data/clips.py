@@ -1,0 +1,250 @@
+"""A user's videos and captions -> frames.
+
+A source is a folder (searched to any depth; the caption is in a .txt file of the same stem) or a
+.csv or .jsonl list with the columns ``video`` (or ``path``) and ``caption`` (or ``text``), paths
+relative to the list. What is wrong with one file is a ClipError, which the caller collects: one bad
+file must not end a night's work.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from aad1.data.media import EXACT, VideoWriter, fit_image
+from aad1.data.world import FPS, SHORT_FRAMES, Track, make_clip
+from aad1.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
+VIDEO_COLUMNS = ("video", "path")
+CAPTION_COLUMNS = ("caption", "text")
+WORLD_CRF = 12  # 64 px of saturated colour: compression must not be what a model learns
+
+
+class ClipError(Exception):
+    """One clip cannot be used: ``path`` says which, ``reason`` why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A video with its caption; ``name`` is its path within the source.
+
+    ``problem`` says why the caption or the entry is unusable ("" when all is well).
+    """
+
+    path: Path
+    caption: str
+    name: str
+    problem: str = ""
+
+
+# --- finding ----------------------------------------------------------------------------------
+
+
+def find_clips(source: str | Path) -> list[ClipFile]:
+    """List the clips of a folder, a .csv or a .jsonl, in a stable order.
+
+    Raises UserError when the source itself cannot be used; what is wrong with single entries is noted in
+    their ``problem``.
+    """
+    source = Path(source)
+    if source.is_dir():
+        clips = [_with_sidecar(path, source) for path in _videos(source)]
+    elif not source.exists():
+        raise UserError(f"{source} does not exist; give a folder of videos, or a .csv or .jsonl list of them")
+    elif source.suffix.lower() not in (".csv", ".jsonl"):
+        raise UserError(f"{source} is no list of clips; give a folder of videos, or a .csv or .jsonl list of them")
+    else:
+        clips = _read_list(source)
+    if not clips:
+        kinds = ", ".join(VIDEO_SUFFIXES)
+        raise UserError(f"{source} holds no videos; a folder needs {kinds} files, a list one row a video")
+    return clips
+
+
+def _videos(folder: Path) -> list[Path]:
+    """Every video below a folder, sorted; hidden files (such as macOS's ._ copies) are left out."""
+    files = (p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(shown, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def _with_sidecar(path: Path, folder: Path) -> ClipFile:
+    name, sidecar = path.relative_to(folder).as_posix(), path.with_suffix(".txt")
+    try:
+        return _clip(path, sidecar.read_text(encoding="utf-8-sig"), name)
+    except FileNotFoundError:
+        return ClipFile(path, "", name, f"no caption: {sidecar.name} is missing")
+    except (OSError, UnicodeDecodeError):
+        return ClipFile(path, "", name, f"no caption: {sidecar.name} is not readable UTF-8 text")
+
+
+def _clip(path: Path, caption: str, name: str) -> ClipFile:
+    caption = " ".join(caption.split())
+    return ClipFile(path, caption, name, "" if caption else "the caption is empty")
+
+
+def _read_list(source: Path) -> list[ClipFile]:
+    """One clip a row of a .csv or .jsonl."""
+    try:
+        with source.open(encoding="utf-8-sig", newline="") as lines:
+            rows = _jsonl_rows(lines) if source.suffix.lower() == ".jsonl" else _csv_rows(lines, source)
+            return [_from_row(source, number, row) for number, row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{source} cannot be read ({error}); save it as UTF-8 text") from None
+
+
+def _jsonl_rows(lines: Iterator[str]) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                row = None
+            yield number, row if isinstance(row, dict) else None
+
+
+def _csv_rows(lines: Iterator[str], source: Path) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+    reader = csv.DictReader(lines)
+    columns = tuple(reader.fieldnames or ())
+    for wanted in (VIDEO_COLUMNS, CAPTION_COLUMNS):
+        if not set(wanted) & set(columns):
+            names = " or ".join(repr(w) for w in wanted)
+            raise UserError(f"{source} has the columns {', '.join(columns) or 'none'}; one must be named {names}")
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _from_row(source: Path, number: int, row: Mapping[str, object] | None) -> ClipFile:
+    if row is None:
+        return ClipFile(source, "", f"line {number}", f"line {number} is not a JSON object")
+    video = next((row[c] for c in VIDEO_COLUMNS if row.get(c)), None)
+    if not isinstance(video, str):
+        return ClipFile(source, "", f"line {number}", f"line {number} names no video")
+    caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c) is not None), None)
+    if not isinstance(caption, str):
+        return ClipFile(source.parent / video, "", video, f"no caption in line {number} of {source.name}")
+    return _clip(source.parent / video, caption, video)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_clip(clip: ClipFile, *, size: tuple[int, int], fps: float, frames: int) -> NDArray[np.uint8]:
+    """The first ``frames`` frames at ``fps``, cropped and resized to ``size`` (height, width).
+
+    Returns uint8 [frames, height, width, 3]. Raises ClipError for anything wrong with the file or its
+    caption.
+    """
+    if clip.problem:
+        raise ClipError(clip.path, clip.problem)
+    return read_video(clip.path, size=size, fps=fps, frames=frames)
+
+
+def read_video(path: Path, *, size: tuple[int, int], fps: float, frames: int) -> NDArray[np.uint8]:
+    """As ``read_clip``, for a video without a caption."""
+    if not path.is_file():
+        raise ClipError(path, "the file does not exist")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ClipError(path, "it holds no video")
+            found = list(_resampled(container, size, fps, frames))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ClipError(path, f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+    if not found:
+        raise ClipError(path, "it cannot be decoded (no whole frame in it)")
+    if len(found) < frames:
+        raise ClipError(path, f"too short: {len(found)} of the {frames} frames needed at {fps:g} fps")
+    return np.stack(found)
+
+
+def _resampled(
+    container: av.container.InputContainer, size: tuple[int, int], fps: float, frames: int
+) -> Iterator[NDArray[np.uint8]]:
+    """For each time k / fps the decoded frame nearest to it, fitted; ends early when the video does."""
+    aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1)
+    wanted, previous, last_gap = 0, None, 0.0
+    for time, frame in _timed(container):
+        while wanted < frames and previous is not None and wanted / fps <= (previous[0] + time) / 2:
+            yield _fitted(previous[1], size, aspect)
+            wanted += 1
+        if wanted == frames:
+            return
+        last_gap = time - previous[0] if previous else 0.0
+        previous = (time, frame)
+    # The last frame counts as long as half its own duration reaches.
+    while previous is not None and wanted < frames and wanted / fps <= previous[0] + last_gap / 2 + 1e-6:
+        yield _fitted(previous[1], size, aspect)
+        wanted += 1
+
+
+def _timed(container: av.container.InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decoded frames with seconds since the first; without timestamps, by the stream's frame rate."""
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    start: float | None = None
+    for index, frame in enumerate(container.decode(stream)):
+        time = index / rate if frame.time is None else float(frame.time)
+        start = time if start is None else start
+        yield time - start, frame
+
+
+def _fitted(frame: av.VideoFrame, size: tuple[int, int], aspect: Fraction) -> NDArray[np.uint8]:
+    """One frame as RGB: pixels of this aspect made square, turned as the camera meant it, cropped and resized."""
+    picture = frame.to_ndarray(format="rgb24", interpolation=EXACT)
+    if aspect != 1:
+        wide = (max(1, round(picture.shape[1] * aspect)), picture.shape[0])
+        picture = np.asarray(Image.fromarray(picture).resize(wide, Image.Resampling.BICUBIC))
+    turns = round(frame.rotation / 90) % 4
+    return fit_image(np.ascontiguousarray(np.rot90(picture, turns)), size)
+
+
+# --- the embedded world as a user's folder ----------------------------------------------------
+
+
+def write_world_folder(
+    folder: str | Path, split: str, count: int, frames: int = SHORT_FRAMES, track: Track | None = None
+) -> list[Path]:
+    """Write the first ``count`` world clips as mp4 files with .txt captions; returns the videos.
+
+    Files that exist already are kept, so an interrupted call can be repeated. Raises UserError when they
+    have another length.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_write_world_clip(folder, split, index, frames, track) for index in range(count)]
+
+
+def _write_world_clip(folder: Path, split: str, index: int, frames: int, track: Track | None) -> Path:
+    actual: Track = track or ("determined" if index % 2 == 0 else "free")
+    path = folder / f"{split}-{actual}-{index:05d}.mp4"
+    if path.exists():  # it is written last and whole
+        _check_length(path, frames)
+        return path
+    clip = make_clip(split, index, frames, actual)
+    path.with_suffix(".txt").write_text(clip.caption + "\n", encoding="utf-8")
+    with VideoWriter(path, fps=FPS, crf=WORLD_CRF) as writer:
+        writer.write(clip.frames)
+    return path
+
+
+def _check_length(path: Path, frames: int) -> None:
+    with av.open(str(path)) as container:
+        held = container.streams.video[0].frames
+    if held != frames:
+        raise UserError(f"{path} holds {held} frames, {frames} were asked for; give a new folder")
