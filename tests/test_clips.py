@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from aad1.data.world import FPS, SIZE, make_clip
 from aad1.errors import UserError
 
 FRAMES = 13
+UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)  # an mp4's display matrix, in fixed point
+CLOCKWISE = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +196,25 @@ def test_aspect_is_cropped_and_odd_sizes_work(tmp_path: Path) -> None:
     video = read_video(tmp_path / "a.mp4", size=(15, 15), fps=8, frames=3)
     assert video.shape == (3, 15, 15, 3)
     assert video[:, :, 3:12].min() > 190
+
+
+def test_phone_videos_are_turned_upright(tmp_path: Path) -> None:
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16, :32] = 250  # top left as stored
+    with VideoWriter(tmp_path / "a.mp4", fps=8) as writer:
+        writer.write(picture[None].repeat(2, axis=0))
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    upright, turned = (struct.pack(">9i", *turn) for turn in (UPRIGHT, CLOCKWISE))
+    at = data.index(upright, data.index(b"tkhd"))
+    data[at : at + len(turned)] = turned
+    (tmp_path / "b.mp4").write_bytes(data)
+    shown = read_video(tmp_path / "b.mp4", size=(64, 32), fps=8, frames=2)[0, ..., 0]
+    assert [int(v) > 200 for v in (shown[4, 4], shown[4, -4], shown[-4, 4], shown[-4, -4])] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_gifs_are_videos(tmp_path: Path) -> None:

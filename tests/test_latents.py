@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_store_usable(whole: Path, tmp_path: Path, monkey
     fill(writer, 4)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match="No space"):
+        with pytest.raises(UserError, match="disk is full"):
             fill(writer, 11)
         with pytest.raises(UserError, match="disk is full"):
             write(tmp_path / "new")

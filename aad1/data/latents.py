@@ -109,9 +109,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        full = error.errno == errno.ENOSPC
-        what = "the disk is full; free some space" if full else f"{error.strerror}; choose a place you can write to"
-        raise UserError(f"cannot write {path}: {what} and run the same command again") from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    full = error.errno == errno.ENOSPC
+    what = "the disk is full; free some space" if full else f"{error.strerror}; make it writable"
+    return UserError(f"cannot write {path}: {what} and run the same command again")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -326,9 +330,7 @@ class StoreWriter:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; mend that and run the same command again"
-            ) from None
+            raise _cannot_write(path, error) from None
         self._skips[skip.position] = skip
 
     def _flush(self) -> None:
