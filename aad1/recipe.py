@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -13,18 +13,82 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from aad1.errors import UserError, nearest
+from aad1.stages.adversarial import AdversarialConfig
+from aad1.stages.dmd_warmup import DmdWarmupConfig
+from aad1.stages.ode_init import OdeInitConfig
+from aad1.stages.showing import ShowingConfig
+from aad1.stages.teacher import TeacherConfig
+from aad1.stages.text import TextConfig
+from aad1.stages.trajectories import TrajectoryConfig
 from aad1.stages.vae import VaeConfig
+from aad1.training.motion_guard import GuardConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
+class NewFolder:
+    """Configs for `aad1 new`: a Wan folder with random weights, in diffusers' and transformers' own keys."""
+
+    vae: Mapping[str, Any]
+    text: Mapping[str, Any]
+    transformer: Mapping[str, Any]
+    flow_shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What the stages learn from.
+
+    source: ``world``, or a folder, CSV or JSONL of videos with captions; clips and validation: how many
+    (of a user's own source the last ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
+    size: height and width in pixels.
+    """
+
+    source: str
+    clips: int
+    validation: int
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    batch: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The causal generator: latent frames a chunk, window and sink, and the noise levels of its passes."""
+
+    num_frames_per_block: int = 4
+    local_attn_size: int = 9
+    sink_size: int = 1
+    passes: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every value of a run; a stage reads only its own section."""
+    """Every value of a run; a stage reads only its own section.
+
+    model: a Wan folder, or the name of a bundled one; device: auto, cpu or a GPU; threads: CPU threads
+    (results are reproducible for the same number; 0 = all cores).
+    """
 
     seed: int
     model: str
+    data: Data
+    student: Student
+    trajectories: TrajectoryConfig
+    ode_init: OdeInitConfig
+    dmd_warmup: DmdWarmupConfig
+    adversarial: AdversarialConfig
+    new: NewFolder | None = None
+    text: TextConfig | None = None
     vae: VaeConfig | None = None
+    teacher: TeacherConfig | None = None
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    showing: ShowingConfig = field(default_factory=ShowingConfig)
+    negative_prompt: str = ""
+    device: str = "auto"
+    threads: int = 0
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -10,6 +10,7 @@ extra pass is what lets the next chunk see finished frames: keys made at t = 1 d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def denoise_chunk(
     """x0 of one chunk from pure noise, in ``len(levels)`` passes over ``context``."""
     latents = noise
     with torch.no_grad():
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
+        for level, following in pairwise(levels):
             x0 = one_pass(generator, latents, text, context, level)
             latents = add_noise(x0, renoise(x0), following)
     return one_pass(generator, latents, text, context, levels[-1])

@@ -64,6 +64,5 @@ def sample_teacher(
     guidance: float,
 ) -> Tensor:
     """The end of the trajectory: a clean clip."""
-    for latents in trajectory(teacher, noise, text, negative, grid=grid, guidance=guidance):
-        pass
-    return latents
+    *_, clean = trajectory(teacher, noise, text, negative, grid=grid, guidance=guidance)
+    return clean

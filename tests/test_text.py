@@ -14,12 +14,11 @@ from aad1.data.world import sample_scene, vocabulary
 from aad1.errors import UserError
 from aad1.models.checkpoint_io import open_folder
 from aad1.models.text import EmbeddingCache, TextEncoder, build_tiny_text, clean_prompt
-from aad1.models.text_pretraining import (
+from aad1.stages.text import (
     IGNORED,
     QUESTIONS,
     clause_answers,
     label_captions,
-    train_tiny_text,
 )
 
 PROMPTS = ["a red disc moves up and left slowly, a blue square", "A  Green triangle,a pink&nbsp;disc ", ""]
@@ -143,19 +142,3 @@ def test_tokens_are_labelled_with_their_own_clause(tiny_text: Text) -> None:
     red, blue = QUESTIONS["hue"].index("red"), QUESTIONS["hue"].index("blue")
     assert hues == [red] * 4 + [blue] * 6 + [IGNORED]
     assert (captions.labels[1, 3:] == IGNORED).all()
-
-
-def test_pretraining_learns_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aad1.models.text_pretraining.POOL", 256)
-    monkeypatch.setattr("aad1.models.text_pretraining.VALIDATION", 64)
-    losses: list[float] = []
-    runs = []
-    for _ in range(2):
-        tokenizer, encoder = build_tiny_text(vocabulary(), d_model=32, seed=0)
-        torch.manual_seed(len(runs))  # the caller's random state must not matter
-        result = train_tiny_text(encoder, tokenizer, steps=30, batch=32, seed=3, log=lambda _, x: losses.append(x))
-        runs.append((result, encoder.state_dict()))
-    assert losses[29] < 0.7 * losses[0]
-    assert runs[0][0] == runs[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(runs[0][1].values(), runs[1][1].values(), strict=True))
-    assert 0.9 < runs[0][0]["spread"] < 1.3

@@ -1,7 +1,7 @@
 """The embedded world: moving shapes on a quiet background, with captions and exact truth.
 
-One to three coloured shapes move at constant speed in a box, bouncing elastically off the walls and
-off each other (mass ~ radius^2), so energy is conserved and shapes never hide each other: any loss
+One to three coloured shapes move straight between bounces, elastically reflected by the walls and
+by each other (mass ~ radius^2), so energy is conserved and no shape hides another: any loss
 of motion or identity in a generated clip is the model's. Two tracks: in ``determined`` clips the
 caption states heading and speed exactly; in ``free`` clips it names the shapes alone.
 
@@ -35,7 +35,7 @@ HELD_OUT_PAIRS = (("red", "triangle"), ("green", "square"), ("blue", "disc"))
 SPLITS = ("train", "val", "test", "test_slow", "test_fast", "test_count", "test_pairs")
 
 WALL_MARGIN = {"disc": 1.0, "square": 0.85, "triangle": 1.25}  # farthest point from the centre, in radii
-COLLISION_GAP = 1.15  # shapes bounce before they touch, so each keeps its own pixels
+COLLISION_GAP = 1.25  # shapes bounce before their farthest corners touch, so each keeps its own pixels
 SUBSTEPS = 4
 
 

@@ -15,6 +15,7 @@ These are not VBench numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -441,3 +442,12 @@ def _seams(seen: Observed) -> dict[str, Pair]:
 
 def _known(pair: Pair) -> Pair:
     return NOT_APPLICABLE if np.isnan(sum(pair)) else pair
+
+
+def pooled(clips: Sequence[ClipMeasures]) -> dict[str, float]:
+    """Every measure over several clips, numerators and denominators summed; nan where N/A."""
+    totals = {
+        key: (np.array([sum(c.sums[key][0] for c in clips)]), np.array([sum(c.sums[key][1] for c in clips)]))
+        for key in clips[0].sums
+    }
+    return {measure.name: float(combine(measure, totals)[0]) for measure in MEASURES}

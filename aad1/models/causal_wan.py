@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from aad1.flow import TIMESTEP_SCALE
 from aad1.models.context import Context, Span, View, Visibility, block_causal_views, full_view
@@ -135,9 +135,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         outputs = {i: o.hidden for i, o in enumerate(self._blocks(step, None)) if i in wanted}
         return [outputs[layer] for layer in layers]
 
-    def _embed(
-        self, latents: Tensor, t: Tensor, text: Tensor, visibility: Visibility, context: Context | None
-    ) -> Step:
+    def _embed(self, latents: Tensor, t: Tensor, text: Tensor, visibility: Visibility, context: Context | None) -> Step:
         frames = latents.shape[2] // self.config.patch_size[0]
         past = context.frames if context is not None else 0
         hidden = self.patch_embedding(latents)
@@ -196,7 +194,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)
 
 
-def run_block(block: nn.Module, hidden: Tensor, step: Step, past: tuple[Tensor, Tensor] | None) -> BlockOutput:
+def run_block(block: Any, hidden: Tensor, step: Step, past: tuple[Tensor, Tensor] | None) -> BlockOutput:
     """One Wan block: modulated self-attention, cross-attention to the text, modulated feed-forward."""
     table = (block.scale_shift_table.float() + step.modulation).unsqueeze(3)  # [batch, frames, 6, 1, dim]
     shift, scale, gate, ff_shift, ff_scale, ff_gate = table.unbind(2)

@@ -64,7 +64,9 @@ class Critic(nn.Module):
     ) -> None:
         super().__init__()
         if not layers or max(layers) >= backbone.config.num_layers or min(layers) < 0:
-            raise IndexError(f"critic layers {list(layers)}: the backbone has blocks 0 to {backbone.config.num_layers - 1}")
+            raise IndexError(
+                f"critic layers {list(layers)}: the backbone has blocks 0 to {backbone.config.num_layers - 1}"
+            )
         heads, dim = backbone.config.num_attention_heads, backbone.config.attention_head_dim
         self.backbone, self.layers = backbone, tuple(layers)
         self.visibility: Visibility = visibility

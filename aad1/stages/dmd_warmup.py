@@ -23,7 +23,7 @@ from aad1.rollout import roll_clip
 from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
 from aad1.stages.showing import Showing
 from aad1.teacher_sampling import guided_velocity
-from aad1.training.loop import Loss, LoopConfig, Turn
+from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.motion_guard import MotionGuard
 from aad1.training.player import OptimizerConfig, Player
 

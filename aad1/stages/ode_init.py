@@ -22,7 +22,7 @@ from aad1.objectives.ode import ode_regression
 from aad1.stages.base import PlainStage
 from aad1.stages.batches import Trajectories, TrajectoryBatch
 from aad1.stages.showing import Showing
-from aad1.training.loop import Loss, LoopConfig, Turn
+from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
 
 
@@ -86,7 +86,7 @@ class OdeInitStage(PlainStage):
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Take from ``points`` [batch, levels, channels, frames, h, w] each frame's level -> [batch, channels, frames, h, w]."""
+    """Each frame at its own level: [batch, levels, channels, frames, h, w] -> [batch, channels, frames, h, w]."""
     batch, _, channels, frames, height, width = points.shape
     where = index[:, None, None, :, None, None].expand(batch, 1, channels, frames, height, width)
     return points.gather(1, where).squeeze(1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from aad1.data.latents import LatentStore
 from aad1.data.media import VideoWriter, tensor_to_video
 from aad1.data.prepare import parse_world_source
-from aad1.data.world import make_clip
+from aad1.data.world import Truth, sample_scene, simulate
 from aad1.flow import euler_grid
 from aad1.measures.motion import measure_motion
 from aad1.measures.reference import Reference
@@ -82,7 +82,7 @@ class Showing:
         return self._against_real(made)
 
     def _against_truth(self, made: NDArray[np.uint8], image_given: bool) -> dict[str, float]:
-        truths = [make_clip(*_world(row["source"], made.shape[1])).truth for row in self._rows]
+        truths = [world_truth(row["source"], made.shape[1]) for row in self._rows]
         clips = [
             measure_clip(frames, Reference.of(truth, image_given), with_flow=False)
             for frames, truth in zip(made, truths, strict=True)
@@ -133,16 +133,17 @@ class Showing:
         )
 
 
+def world_truth(source: str, frames: int) -> Truth:
+    """The truth behind a stored clip of the embedded world."""
+    split, index, track = parse_world_source(source)
+    return simulate(sample_scene(split, index, track), frames)
+
+
 def write_rows(path: Path, rows: Sequence[NDArray[np.uint8]], fps: float) -> None:
     """Write clips side by side, one row of them above the other: each row [clips, frames, height, width, 3]."""
     picture = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1)
     with VideoWriter(path, fps=fps, scale=2 if rows[0].shape[2] < SMALL_PICTURE else 1) as video:
         video.write(picture)
-
-
-def _world(source: str, frames: int) -> tuple[str, int, int, str]:
-    split, index, track = parse_world_source(source)
-    return split, index, frames, track
 
 
 def _ratio(ours: Sequence[float], real: Sequence[float]) -> float:

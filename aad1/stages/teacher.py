@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from aad1.objectives.flow_matching import flow_matching
 from aad1.stages.base import PlainStage
 from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
 from aad1.stages.showing import Showing
-from aad1.training.loop import Loss, LoopConfig, Turn
+from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
 
 NOISE_BANDS = ("low", "middle", "high")
@@ -29,10 +28,9 @@ NOISE_BANDS = ("low", "middle", "high")
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(LoopConfig):
-    """architecture: WanTransformer3DModel's own config (none = fine-tune the folder's transformer)."""
+    """shift: of the noise levels, towards noise; text_dropout: share of clips that get the empty prompt."""
 
     optimizer: OptimizerConfig
-    architecture: Mapping[str, Any] | None = None
     shift: float = 3.0
     text_dropout: float = 0.1
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import Tensor
 
 from aad1.data.media import VideoWriter, tensor_to_video, video_to_tensor
 from aad1.data.world import SIZE, make_clip
+from aad1.models.checkpoint_io import save_component
+from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
 
@@ -29,10 +30,9 @@ VALIDATION_CLIPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig(LoopConfig):
-    """architecture: AutoencoderKLWan's own config; crop: pixels; frames: 1 + 4n pixel frames a sample."""
+    """crop: side in pixels; frames: 1 + 4n pixel frames a sample; weights of the squared error and of the KL."""
 
     optimizer: OptimizerConfig
-    architecture: Mapping[str, Any]
     crop: int = 32
     frames: int = 9
     mse_weight: float = 2.0
@@ -64,7 +64,7 @@ class WorldCrops:
 
 
 @dataclass
-class VaeStage:
+class VaeStage(PlainStage):
     """The autoencoder is the only player."""
 
     config: VaeConfig
@@ -74,6 +74,7 @@ class VaeStage:
     dataset: WorldCrops = field(init=False)
 
     def __post_init__(self) -> None:
+        self.vae.requires_grad_(True)
         self.players = {"vae": Player("vae", self.vae, self.config.optimizer)}
         self.dataset = WorldCrops(self.config.crop, self.config.frames)
 
@@ -102,23 +103,12 @@ class VaeStage:
             video.write(np.concatenate(list(rows), axis=2))
         return {"psnr": psnr((decoded - frames).square().mean())}
 
-    def stop_reason(self) -> str | None:
-        """It runs to its last step."""
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing beyond its player."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing beyond its player."""
-
     def export(self, folder: Path) -> Path:
         """Save the averaged autoencoder with the statistics of its latents."""
         with self.players["vae"].averaged(), torch.no_grad():
             mean, std = latent_statistics(self.vae)
             self.vae.register_to_config(latents_mean=mean, latents_std=std)
-            self.vae.save_pretrained(folder / "vae")
+            save_component(self.vae, folder / "vae")
         return folder / "vae"
 
 
@@ -127,7 +117,7 @@ def psnr(mse: Tensor) -> float:
     return float(-10 * torch.log10(mse.detach() / 4))
 
 
-def latent_statistics(vae: nn.Module) -> tuple[list[float], list[float]]:
+def latent_statistics(vae: AutoencoderKLWan) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over whole training clips."""
     latents = []
     for index in range(STATISTICS_CLIPS):

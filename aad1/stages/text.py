@@ -1,4 +1,4 @@
-"""Teaches a random text encoder which words of a caption belong together.
+"""Train the text encoder of an embedded folder: which words of a caption belong together.
 
 A random encoder hardly tells which motion belongs to which colour. Here every token's output must say,
 through a linear head, the hue, shape, heading and speed of the clause it stands in and the clause's
@@ -7,8 +7,10 @@ place in the caption; afterwards the heads are thrown away. The captions are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,10 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from aad1.data.world import HEADINGS, HUES, SHAPES, SPEEDS, sample_scene
+from aad1.models.checkpoint_io import save_component
+from aad1.stages.base import PlainStage
+from aad1.training.loop import LoopConfig, Loss, Turn
+from aad1.training.player import OptimizerConfig, Player
 
 NONE = "none"
 IGNORED = -100  # cross_entropy's label for "no target": </s> and padding stand in no clause
@@ -28,8 +34,77 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "speed": (*SPEEDS, NONE),
     "ordinal": tuple(str(i) for i in range(MAX_CLAUSES)),
 }
-POOL = 16384
-VALIDATION = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(LoopConfig):
+    """captions: how many training captions; validation: how many held-out ones."""
+
+    optimizer: OptimizerConfig
+    captions: int = 16384
+    validation: int = 1024
+
+
+@dataclass
+class Captions:
+    """Labelled captions of the world's training scenes."""
+
+    tokenizer: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Sequence[int]) -> LabelledCaptions:
+        """The captions at ``indices``."""
+        return self._all[torch.tensor(indices)]
+
+    @cached_property
+    def _all(self) -> LabelledCaptions:
+        return label_captions(self.tokenizer, world_captions("train", self.count))
+
+
+@dataclass
+class TextStage(PlainStage):
+    """The encoder and its read-out heads are one player."""
+
+    config: TextConfig
+    tokenizer: Any
+    encoder: UMT5EncoderModel
+    name: str = "text"
+    players: Mapping[str, Player] = field(init=False)
+    dataset: Captions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoder.requires_grad_(True)
+        self.heads = ClauseHeads(self.encoder.config.d_model)
+        both = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
+        self.players = {"encoder": Player("encoder", both, self.config.optimizer)}
+        self.dataset = Captions(self.tokenizer, self.config.captions)
+
+    def turns(self, step: int) -> Sequence[str]:
+        """One update a step."""
+        return ("encoder",)
+
+    def loss(self, turn: Turn, batch: LabelledCaptions, noise: torch.Generator) -> Loss:
+        """Cross-entropy of every token's answers, summed over the questions."""
+        hidden = self.encoder(batch.ids, batch.mask).last_hidden_state
+        return Loss(clause_loss(self.heads(hidden), batch.labels), {})
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        """Token accuracy on held-out captions."""
+        return token_accuracy(self.encoder, self.heads, self._validation)
+
+    @cached_property
+    def _validation(self) -> LabelledCaptions:
+        return label_captions(self.tokenizer, world_captions("val", self.config.validation))
+
+    def export(self, folder: Path) -> Path:
+        """Save the averaged encoder, its outputs scaled to unit variance."""
+        with self.players["encoder"].averaged():
+            scale_outputs(self.encoder, self._validation)
+            save_component(self.encoder, folder / "text_encoder")
+        return folder / "text_encoder"
 
 
 @dataclass(frozen=True)
@@ -117,42 +192,3 @@ def scale_outputs(encoder: UMT5EncoderModel, captions: LabelledCaptions) -> floa
     spread = encoder(captions.ids, captions.mask).last_hidden_state[valid].std(0)
     encoder.encoder.final_layer_norm.weight /= spread.clamp_min(1e-3)
     return float(encoder(captions.ids, captions.mask).last_hidden_state[valid].std())
-
-
-def train_tiny_text(
-    encoder: UMT5EncoderModel,
-    tokenizer: Any,
-    *,
-    steps: int = 600,
-    batch: int = 128,
-    lr: float = 3e-3,
-    seed: int = 0,
-    log: Callable[[int, float], None] | None = None,
-) -> dict[str, float]:
-    """Train ``encoder`` in place on captions of the train split, then rescale its outputs.
-
-    ``log(step, loss)`` is called each step. Returns the token accuracies on the validation split per
-    question (hue, shape, heading, speed, ordinal), ``all`` (every question right), and ``spread``, the
-    outputs' standard deviation.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        heads = ClauseHeads(encoder.config.d_model)
-    players = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(players, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    pool = label_captions(tokenizer, world_captions("train", POOL))
-    for step in range(steps):
-        captions = pool[torch.randint(POOL, (batch,), generator=generator)]
-        loss = clause_loss(heads(encoder(captions.ids, captions.mask).last_hidden_state), captions.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(players, 1.0)
-        optimizer.step()
-        schedule.step()
-        if log is not None:
-            log(step, float(loss.detach()))
-    validation = label_captions(tokenizer, world_captions("val", VALIDATION))
-    accuracy = token_accuracy(encoder, heads, validation)
-    return {**accuracy, "spread": scale_outputs(encoder, validation)}
