@@ -1,0 +1,330 @@
+"""From a recipe to running jobs: opens the Wan folder and the stores, and builds each stage from its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from aad1.data.clips import find_clips
+from aad1.data.latents import LatentStore, Manifest, require, write_atomic
+from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
+from aad1.data.world import vocabulary
+from aad1.errors import UserError
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import WanFolder, folder_hash, open_folder, save_component, save_pipeline_folder
+from aad1.models.critic import Critic
+from aad1.models.text import TextEncoder, build_tiny_text
+from aad1.models.vae import encode_video, geometry, normalise
+from aad1.recipe import Recipe, as_dict
+from aad1.runtime import pick_device
+from aad1.stages.adversarial import AdversarialStage
+from aad1.stages.batches import LatentClips, Trajectories
+from aad1.stages.dmd_warmup import DmdWarmupStage
+from aad1.stages.ode_init import OdeInitStage, check_levels
+from aad1.stages.showing import Showing
+from aad1.stages.teacher import TeacherStage
+from aad1.stages.text import TextStage
+from aad1.stages.trajectories import make_trajectories, manifest_for, stored_indices
+from aad1.stages.vae import VaeStage
+from aad1.training.loop import LoopConfig, Run, Stage
+from aad1.training.motion_guard import MotionGuard
+from aad1.training.randomness import generator_for
+from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
+
+PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
+RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep"}
+
+
+def new_folder(recipe: Recipe, folder: Path) -> None:
+    """Write a complete Wan folder with random weights, from the recipe's ``new`` section.
+
+    Raises UserError when the recipe has no such section or the folder exists.
+    """
+    if recipe.new is None:
+        raise UserError("this recipe has no 'new' section: it fine-tunes an existing folder, see its --model")
+    if folder.exists():
+        raise UserError(f"{folder} exists; give a folder that does not")
+    torch.manual_seed(recipe.seed)
+    vae = AutoencoderKLWan.from_config(dict(recipe.new.vae))
+    transformer = CausalWanTransformer3DModel.from_config(dict(recipe.new.transformer))
+    tokenizer, encoder = build_tiny_text(vocabulary(), seed=recipe.seed, **recipe.new.text)
+    save_pipeline_folder(
+        folder,
+        transformer=transformer,
+        vae=vae,
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        flow_shift=recipe.new.flow_shift,
+    )
+
+
+@dataclass
+class Assembly:
+    """A recipe, the folder its results go to, and the parts that its jobs share (opened when first needed)."""
+
+    recipe: Recipe
+    workspace: Workspace
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.recipe.device)
+        if self.recipe.threads:
+            torch.set_num_threads(self.recipe.threads)
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    @cached_property
+    def folder(self) -> WanFolder:
+        """The Wan folder that everything starts from."""
+        return open_folder(model_path(self.recipe.model), device=str(self.device))
+
+    @cached_property
+    def vae(self) -> AutoencoderKLWan:
+        """The folder's autoencoder, frozen."""
+        return self.folder.vae()
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """The folder's text encoder, with a cache in the workspace."""
+        return self.folder.text(self.workspace.text_cache)
+
+    @property
+    def encoder_hash(self) -> str:
+        """Identifies the autoencoder that a store was made with."""
+        return folder_hash(self.folder.path / "vae")
+
+    def teacher(self) -> CausalWanTransformer3DModel:
+        """A fresh copy of the teacher, with the student's chunk, window and sink in its config."""
+        shape = {k: v for k, v in as_dict(self.recipe)["student"].items() if k != "passes"}
+        return self.folder.transformer(CausalWanTransformer3DModel, **shape)
+
+    def student(self, stage: str) -> CausalWanTransformer3DModel:
+        """The student that ``stage`` exported; raises UserError when it has not run."""
+        path = self.workspace.student(stage)
+        if not path.is_dir():
+            raise UserError(f"{path} is missing: run `aad1 train {stage}` (or `aad1 distill`) with this -o first")
+        return CausalWanTransformer3DModel.from_pretrained(path).to(self.device)
+
+    @cached_property
+    def clips(self) -> LatentStore:
+        """The training clips."""
+        return self._open_store(self.workspace.clips)
+
+    @cached_property
+    def validation(self) -> LatentStore:
+        """The held-out clips."""
+        return self._open_store(self.workspace.validation)
+
+    def _open_store(self, path: Path) -> LatentStore:
+        store = LatentStore(path)
+        data = self.recipe.data
+        require(store, encoder=self.encoder_hash, frames=data.frames, size=data.size)
+        return store
+
+    @cached_property
+    def showing(self) -> Showing:
+        """Held-out samples during training."""
+        plan = self.recipe.trajectories
+        return Showing(
+            self.recipe.showing,
+            self.validation,
+            self.vae,
+            self.text,
+            self.recipe.student.passes,
+            plan.guidance,
+            plan.shift,
+            self.recipe.negative_prompt,
+            self.device,
+        )
+
+    def prompt(self, prompt: str) -> Tensor:
+        """One embedded prompt, [1, length, dim]."""
+        return self.text.embed([prompt]).to(self.device)
+
+    # --- data ----------------------------------------------------------------------------------
+
+    def prepare_clips(self) -> None:
+        """Encode training and held-out clips into the workspace's stores, continuing what is there."""
+        training, held_out = self._sources()
+        for clips, path in ((training, self.workspace.clips), (held_out, self.workspace.validation)):
+            prepare_clips(clips, path, self._encode, self._manifest(), batch_size=self.recipe.data.batch)
+
+    def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
+        data = self.recipe.data
+        if data.source == "world":
+            return world_clips("train", data.clips, data.frames), world_clips("val", data.validation, data.frames)
+        found = file_clips(find_clips(data.source), size=data.size, fps=data.fps, frames=data.frames)
+        if len(found) <= data.validation:
+            raise UserError(
+                f"{data.source} has {len(found)} clips and data.validation holds out {data.validation}; "
+                "give more clips or hold out fewer"
+            )
+        split = len(found) - data.validation
+        return found[: min(split, data.clips)], found[split:]
+
+    def _manifest(self) -> Manifest:
+        data = self.recipe.data
+        shape = geometry(self.vae)
+        shape.latent_frames(data.frames)
+        shape.latent_size(*data.size)
+        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames)
+
+    @torch.no_grad()
+    def _encode(self, frames: Tensor) -> Tensor:
+        return encode_video(self.vae, frames.to(self.device))
+
+    def prepare_trajectories(self) -> None:
+        """Denoise the teacher's trajectories into the workspace, continuing what is there."""
+        stored_indices(self.recipe.trajectories)
+        make_trajectories(
+            self.teacher().eval(),
+            self.text,
+            self.clips,
+            self.workspace.trajectories,
+            self.recipe.trajectories,
+            teacher_hash=folder_hash(self.folder.path / "transformer"),
+            seed=self.recipe.seed,
+            negative_prompt=self.recipe.negative_prompt,
+        )
+
+    # --- stages --------------------------------------------------------------------------------
+
+    def stage(self, name: str) -> Stage:
+        """Build a stage; raises UserError when the recipe has no such section or its inputs are missing."""
+        builders: dict[str, Callable[[], Stage]] = {
+            "text": self._text_stage,
+            "vae": self._vae_stage,
+            "teacher": self._teacher_stage,
+            "ode_init": self._ode_init,
+            "dmd_warmup": self._dmd_warmup,
+            "adversarial": self._adversarial,
+        }
+        torch.manual_seed(int(generator_for(self.recipe.seed, name).initial_seed()))
+        return builders[name]()
+
+    def _section(self, name: str) -> Any:
+        section = vars(self.recipe)[name]
+        if section is None:
+            raise UserError(f"this recipe has no section '{name}': it starts from an existing folder's {PARTS[name]}")
+        return section
+
+    def _text_stage(self) -> Stage:
+        return TextStage(self._section("text"), self.text.tokenizer, self.text.encoder)
+
+    def _vae_stage(self) -> Stage:
+        return VaeStage(self._section("vae"), self.folder.vae())
+
+    def _teacher_stage(self) -> Stage:
+        data = LatentClips(self.clips, self.text, self.device)
+        empty = self.prompt(self.recipe.negative_prompt)
+        return TeacherStage(self._section("teacher"), self.teacher(), data, empty, self.showing)
+
+    def _ode_init(self) -> Stage:
+        store = LatentStore(self.workspace.trajectories)
+        wanted = self.recipe.trajectories
+        held = store.manifest.extra
+        check_levels(held["stored_levels"], wanted.stored_levels)
+        expected = manifest_for(wanted, self.clips, folder_hash(self.folder.path / "transformer"), self.recipe.seed)
+        require(store, encoder=self.encoder_hash, **expected.extra)
+        data = Trajectories(store, self.text, self.device)
+        return OdeInitStage(self.recipe.ode_init, self.teacher(), data, held["stored_levels"], self.showing)
+
+    def _dmd_warmup(self) -> Stage:
+        return DmdWarmupStage(
+            self.recipe.dmd_warmup,
+            self.student("ode_init"),
+            self.teacher(),
+            self.teacher(),
+            LatentClips(self.clips, self.text, self.device),
+            self.prompt(self.recipe.negative_prompt),
+            self.recipe.student.passes,
+            self.showing,
+            MotionGuard(self.recipe.guard),
+        )
+
+    def _adversarial(self) -> Stage:
+        config = self.recipe.adversarial
+        causal = config.critic.visibility == "block_causal"
+        backbone = self.student("dmd_warmup") if causal else self.teacher()
+        critic = Critic(
+            backbone,
+            config.critic.layers,
+            visibility=config.critic.visibility,
+            granularity=config.critic.granularity,
+            queries=config.critic.queries,
+        ).to(self.device)
+        return AdversarialStage(
+            config,
+            self.student("dmd_warmup"),
+            critic,
+            LatentClips(self.clips, self.text, self.device),
+            self.recipe.student.passes,
+            self.showing,
+            MotionGuard(self.recipe.guard),
+        )
+
+    # --- jobs ----------------------------------------------------------------------------------
+
+    def train(self, name: str, resume: bool) -> Path:
+        """Run one stage to its end; returns what it exported."""
+        folder = self.workspace.run(name)
+        self._record_recipe(folder, name, resume)
+        config: LoopConfig = self._section(name)
+        return Run(self.stage(name), config, folder, self.recipe.seed, resume).train()
+
+    def distill(self, resume: bool) -> Path:
+        """Clips, trajectories and the three stages, skipping what is finished; returns the student's folder."""
+        self.prepare_clips()
+        self.prepare_trajectories()
+        for name in DISTILLATION:
+            started = self.workspace.run(name).exists()
+            self.train(name, resume=resume and started)
+        return self.workspace.student(DISTILLATION[-1])
+
+    def install(self, name: str) -> None:
+        """Put a trained part into the Wan folder it was trained from."""
+        part = PARTS.get(name, "student")
+        exported = self.workspace.run(name) / "final" / part
+        loaders: dict[str, Callable[[Path], Any]] = {
+            "vae": AutoencoderKLWan.from_pretrained,
+            "text": type(self.text.encoder).from_pretrained,
+        }
+        load = loaders.get(name, CausalWanTransformer3DModel.from_pretrained)
+        save_component(load(exported), self.folder.path / part)
+
+    def _record_recipe(self, folder: Path, name: str, resume: bool) -> None:
+        """Keep the recipe beside the run; a resumed run must have the same one, but for its length and reports."""
+        path = folder / "recipe.yaml"
+        values = as_dict(self.recipe)
+        if path.exists() and resume:
+            differs = _first_difference(yaml.safe_load(path.read_text()), values, name)
+            if differs:
+                raise UserError(f"{folder} was begun with another recipe: {differs}; use the same, or another -o")
+        elif not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, yaml.safe_dump(values, sort_keys=False).encode())
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], stage: str) -> str | None:
+    """The first value of this stage's section, or of what all stages share, that is not as it was."""
+    shared = {key for key in new if key not in STAGES and key not in ("device", "new", "showing")}
+    for section in (stage, *sorted(shared)):
+        before, after = _leaves(old.get(section), section), _leaves(new[section], section)
+        for key in sorted(before.keys() | after.keys()):
+            if key.split(".")[-1] not in RESUMABLE and before.get(key) != after.get(key):
+                return f"{key} was {before.get(key)}, is {after.get(key)}"
+    return None
+
+
+def _leaves(value: Any, path: str) -> dict[str, str]:
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in _leaves(part, f"{path}.{name}").items()}
+    return {path: json.dumps(value)}
