@@ -102,9 +102,9 @@ class Assembly:
         return folder_hash(self.folder.path / "vae")
 
     def teacher(self) -> CausalWanTransformer3DModel:
-        """A fresh copy of the teacher, with the student's chunk, window and sink in its config."""
-        shape = {k: v for k, v in as_dict(self.recipe)["student"].items() if k != "passes"}
-        return self.folder.transformer(CausalWanTransformer3DModel, **shape)
+        """A fresh copy of the teacher, with the student's chunk, window, sink, passes and size in its config."""
+        student = as_dict(self.recipe)["student"]
+        return self.folder.transformer(CausalWanTransformer3DModel, **student, size=list(self.recipe.data.size))
 
     def student(self, stage: str) -> CausalWanTransformer3DModel:
         """The student that ``stage`` exported; raises UserError when it has not run."""

@@ -48,7 +48,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     """Wan T2V with block-causal attention over sink + window.
 
     num_frames_per_block: latent frames a chunk; sink_size: first latent frames always seen;
-    local_attn_size: latent frames of the window, own chunk included (-1 = all).
+    local_attn_size: latent frames of the window, own chunk included (-1 = all). What a student was
+    distilled for travels with it: passes, the noise levels of a chunk's passes; size, the picture's
+    (height, width) in pixels, None where it is not known.
     """
 
     @register_to_config
@@ -73,6 +75,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         num_frames_per_block: int = 4,
         local_attn_size: int = 9,
         sink_size: int = 1,
+        passes: Sequence[float] = (1.0,),
+        size: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             patch_size,
