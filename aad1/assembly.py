@@ -23,7 +23,7 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import WanFolder, folder_hash, open_folder, save_component, save_pipeline_folder
 from aad1.models.critic import Critic
 from aad1.models.text import TextEncoder, build_tiny_text
-from aad1.models.vae import encode_video, geometry, normalise
+from aad1.models.vae import encode_video, geometry
 from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
@@ -34,7 +34,7 @@ from aad1.stages.showing import Showing
 from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
 from aad1.stages.trajectories import make_trajectories, manifest_for, stored_indices
-from aad1.stages.vae import VaeStage
+from aad1.stages.vae import VaeStage, calm_residuals
 from aad1.training.loop import LoopConfig, Run, Stage
 from aad1.training.motion_guard import MotionGuard
 from aad1.training.randomness import generator_for
@@ -55,6 +55,8 @@ def new_folder(recipe: Recipe, folder: Path) -> None:
         raise UserError(f"{folder} exists; give a folder that does not")
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKLWan.from_config(dict(recipe.new.vae))
+    if vae.config.is_residual:
+        calm_residuals(vae)
     transformer = CausalWanTransformer3DModel.from_config(dict(recipe.new.transformer))
     tokenizer, encoder = build_tiny_text(vocabulary(), seed=recipe.seed, **recipe.new.text)
     save_pipeline_folder(

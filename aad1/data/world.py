@@ -207,12 +207,12 @@ def _bounce_shapes(xy: NDArray[np.float64], v: NDArray[np.float64], radii: NDArr
 # --- pictures --------------------------------------------------------------------------------
 
 
-def coverage(shape: Shape, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much of each pixel the shape covers, [frames, height, width], anti-aliased over 1 px.
+def coverage(shape: Shape, positions: NDArray[np.float64], size: int = SIZE) -> NDArray[np.float64]:
+    """How much of each pixel the shape covers, [frames, size, size], anti-aliased over 1 px.
 
     ``positions`` is [frames, 2], the shape's centre of mass.
     """
-    centres = np.arange(SIZE) + 0.5
+    centres = np.arange(size) + 0.5
     dx = centres[None, None, :] - positions[:, 0, None, None]
     dy = centres[None, :, None] - positions[:, 1, None, None]
     return np.clip(0.5 - signed_distance(shape.shape, shape.radius, dx, dy), 0, 1)
@@ -229,21 +229,21 @@ def signed_distance(shape: str, radius: float, dx: NDArray[np.float64], dy: NDAr
     return np.asarray(np.maximum(dy, slanted) - inner)
 
 
-def background(scene: Scene) -> NDArray[np.float64]:
-    """The gradient behind the shapes, [height, width, 3] in [0, 1]."""
+def background(scene: Scene, size: int = SIZE) -> NDArray[np.float64]:
+    """The gradient behind the shapes, [size, size, 3] in [0, 1]."""
     top_left, top_right, bottom_left, bottom_right = (np.array(c) for c in scene.background)
-    x = ((np.arange(SIZE) + 0.5) / SIZE)[None, :, None]
-    y = ((np.arange(SIZE) + 0.5) / SIZE)[:, None, None]
+    x = ((np.arange(size) + 0.5) / size)[None, :, None]
+    y = ((np.arange(size) + 0.5) / size)[:, None, None]
     top, bottom = top_left * (1 - x) + top_right * x, bottom_left * (1 - x) + bottom_right * x
     return np.asarray(top * (1 - y) + bottom * y)
 
 
-def render(scene: Scene, positions: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Draw the scene with its shapes at ``positions`` [objects, frames, 2] -> uint8 [frames, height, width, 3]."""
+def render(scene: Scene, positions: NDArray[np.float64], size: int = SIZE) -> NDArray[np.uint8]:
+    """Draw the scene with its shapes at ``positions`` [objects, frames, 2] -> uint8 [frames, size, size, 3]."""
     colours = dict(zip(HUES, palette(), strict=True))
-    picture = np.repeat(background(scene)[None], positions.shape[1], axis=0)
+    picture = np.repeat(background(scene, size)[None], positions.shape[1], axis=0)
     for shape, path in zip(scene.shapes, positions, strict=True):
-        alpha = coverage(shape, path)[..., None]
+        alpha = coverage(shape, path, size)[..., None]
         picture = picture * (1 - alpha) + colours[shape.hue] * alpha
     return np.round(picture * 255).astype(np.uint8)
 
@@ -268,6 +268,24 @@ def make_clip(split: str, index: int, frames: int = SHORT_FRAMES, track: Track |
         scene = replace(scene, track="free", caption=", ".join(f"a {s.hue} {s.shape}" for s in scene.shapes))
     truth = Truth(scene, truth.positions[:, start:], truth.velocities[:, start:], truth.events[:, start:])
     return Clip(render(scene, truth.positions), scene.caption, truth)
+
+
+def crowded_frames(rng: np.random.Generator, frames: int, size: int, count: int) -> NDArray[np.uint8]:
+    """A small window that ``count`` shapes cross in straight lines, uint8 [frames, size, size, 3].
+
+    Not a clip of the world: whole frames are mostly background, and an autoencoder learns shapes sooner
+    from pictures that are full of them.
+    """
+    shapes = []
+    for _ in range(count):
+        heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.25) * FREE_SPEED[1]
+        place = rng.uniform(0, size, size=2)
+        velocity = (float(speed * np.cos(heading)), float(speed * np.sin(heading)))
+        hue, shape = str(rng.choice(list(HUES))), str(rng.choice(SHAPES))
+        shapes.append(Shape(hue, shape, float(rng.uniform(*RADIUS)), (float(place[0]), float(place[1])), velocity))
+    time = np.arange(frames)[:, None] - frames / 2
+    positions = np.stack([np.array(s.position) + np.array(s.velocity) * time for s in shapes])
+    return render(Scene(tuple(shapes), _sample_background(rng), "", "free"), positions, size)
 
 
 def vocabulary() -> tuple[str, ...]:
