@@ -119,7 +119,7 @@ def psnr(mse: Tensor) -> float:
 
 
 def calm_residuals(vae: AutoencoderKLWan) -> None:
-    """Zero the last layer of every residual branch, so that a new residual autoencoder starts as its shortcuts alone."""
+    """Zero the last layer of every residual branch: a new residual autoencoder starts as its shortcuts alone."""
     for module in vae.modules():
         for last in _last_layers(module):
             nn.init.zeros_(last.weight)

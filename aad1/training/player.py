@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aad1.errors import UserError
+from aad1.training.muon import FlatMuon, is_matrix
 
 CHANGELESS_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -26,7 +27,9 @@ class OptimizerConfig:
 
     lr: learning rate; lr_overrides: {parameter-name prefix: its own rate}; clip: gradient norm at
     which gradients are scaled down (0 = never); warmup: updates of linear warm-up; schedule: what
-    follows it, down to zero at the stage's last step; ema: decay of the moving average (0 = none).
+    follows it, down to zero at the stage's last step; ema: decay of the moving average (0 = none);
+    muon_lr: rate of Muon for matrices and convolutions, the rest staying with AdamW (0 = AdamW for all).
+    Raises ValueError for numbers out of their range.
     """
 
     lr: float
@@ -36,7 +39,19 @@ class OptimizerConfig:
     warmup: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     ema: float = 0.0
+    muon_lr: float = 0.0
     lr_overrides: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rates = {"lr": self.lr, **{f"lr_overrides.{k}": v for k, v in self.lr_overrides.items()}}
+        for name, value in {
+            **rates,
+            **{n: vars(self)[n] for n in ("weight_decay", "clip", "warmup", "muon_lr")},
+        }.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, not {value}")
+        if not all(0 <= decay < 1 for decay in (*self.betas, self.ema)):
+            raise ValueError(f"betas and ema must lie in [0, 1), not {self.betas} and {self.ema}")
 
 
 class Player:
@@ -50,9 +65,7 @@ class Player:
         self.updates = 0
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         _refuse_half_precision(name, self.parameters)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.parameters, config), betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizers = _optimizers(self.parameters, config)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.ema else {}
 
     def step(self, progress: float) -> dict[str, float]:
@@ -65,10 +78,11 @@ class Player:
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(f"gradient norm of {self.name} is {norm}")
         scale = self._rate_scale(progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * scale
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         self._update_average()
         return {"grad_norm": norm, "lr": self.config.lr * scale}
@@ -119,15 +133,19 @@ class Player:
         """Weights, optimizer, average and update count: all that a bit-identical resume needs."""
         return {
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average,
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state that ``state_dict`` gave."""
+        """Take up the state that ``state_dict`` gave; the learning rates stay those of the config."""
         self._assign(state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            rates = [group["base_lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["base_lr"] = rate
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         self.updates = int(state["updates"])
@@ -142,14 +160,28 @@ def _refuse_half_precision(name: str, parameters: Mapping[str, Tensor]) -> None:
             )
 
 
+def _optimizers(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and beside it Muon for the matrices when the config gives it a rate."""
+    matrices = {n: p for n, p in parameters.items() if config.muon_lr and is_matrix(p)}
+    rest = {n: p for n, p in parameters.items() if n not in matrices}
+    adamw = torch.optim.AdamW(_parameter_groups(rest, config), betas=config.betas, weight_decay=config.weight_decay)
+    if not matrices:
+        return [adamw]
+    muon = FlatMuon(list(matrices.values()), config.muon_lr, config.weight_decay)
+    muon.param_groups[0]["base_lr"] = config.muon_lr
+    return [adamw, muon]
+
+
 def _parameter_groups(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """One optimizer group a learning rate; every override must name something."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    unused = set(config.lr_overrides)
+    """One optimizer group for each override (the longest prefix wins) and one for the rest."""
+    groups: dict[str | None, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        prefix = next((p for p in config.lr_overrides if name.startswith(p)), None)
-        unused.discard(prefix or "")
-        groups.setdefault(config.lr_overrides[prefix] if prefix else config.lr, []).append(parameter)
-    if unused:
-        raise UserError(f"lr_overrides names no parameter: {', '.join(sorted(unused))}")
-    return [{"params": members, "lr": lr, "base_lr": lr} for lr, members in groups.items()]
+        prefix = max((p for p in config.lr_overrides if name.startswith(p)), key=len, default=None)
+        groups.setdefault(prefix, []).append(parameter)
+    if unused := sorted(set(config.lr_overrides) - set(groups)):
+        parts = sorted({name.split(".")[0] for name in parameters})
+        raise UserError(
+            f"lr_overrides names no parameter: {', '.join(unused)}; parameters begin with {', '.join(parts)}"
+        )
+    rates = {prefix: config.lr if prefix is None else config.lr_overrides[prefix] for prefix in groups}
+    return [{"params": members, "lr": rates[p], "base_lr": rates[p]} for p, members in groups.items()]
