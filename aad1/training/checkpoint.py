@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -19,15 +20,21 @@ import torch
 from aad1.errors import UserError
 
 FORMAT = 1
+WRITING = ".writing-"
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``state`` as the checkpoint of ``step`` and drop all but the last ``keep``."""
-    final, beside = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
+    """Write ``state`` as the checkpoint of ``step``; keep the last ``keep``, and none of a later step.
+
+    Later ones can only be unreadable ones that a resumed run has left behind. Raises UserError when the
+    disk is full or the place cannot be written; nothing half-written stays and older checkpoints are whole.
+    """
+    final, beside = folder / f"step-{step:08d}", folder / f"{WRITING}{step:08d}"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        for stale in folder.glob(f"{WRITING}*"):  # a process that was killed while saving
+            shutil.rmtree(stale, ignore_errors=True)
         beside.mkdir(parents=True)
-        torch.save(state, beside / "state.pt")
+        write_tensors(beside / "state.pt", state)
         meta = {"format": FORMAT, "step": step, "sha256": _digest(beside / "state.pt")}
         (beside / "meta.json").write_text(json.dumps(meta))
         for path in (beside / "state.pt", beside / "meta.json", beside):
@@ -38,10 +45,25 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         sync(folder)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise UserError(f"cannot write the checkpoint {final}: {error.strerror}; free space or choose -o") from error
-    for old in _complete(folder)[:-keep]:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write the checkpoint {final}: {reason}; free some space or choose another -o"
+        ) from error
+    current = [path for path in _complete(folder) if path.name <= final.name]
+    for old in {*_complete(folder)} - {*current[-keep:]}:
         shutil.rmtree(old)
     return final
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """``torch.save``, but a disk that is full raises OSError (torch says RuntimeError "unexpected pos")."""
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def load_last(folder: Path) -> tuple[int, dict[str, Any]] | None:
@@ -49,7 +71,7 @@ def load_last(folder: Path) -> tuple[int, dict[str, Any]] | None:
     for path in reversed(_complete(folder)):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             warnings.warn(f"skipping the unreadable checkpoint {path}: {error}", stacklevel=2)
     return None
 
