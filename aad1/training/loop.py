@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,14 +25,15 @@ from aad1.training.player import Player
 from aad1.training.randomness import generator_for
 
 CHECKPOINTS = "checkpoints"
+LEAST = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 0, "evaluate_every": 0, "save_every": 0, "keep": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """How long a stage runs and how often it reports; every stage's config extends it.
 
-    accumulate: micro-batches a turn; evaluate_every and save_every are in steps (0 = only at the end);
-    keep: how many checkpoints stay.
+    accumulate: micro-batches a turn; log_every, evaluate_every and save_every are in steps (0 = only at
+    the end); keep: how many checkpoints stay. Raises ValueError for numbers that make no sense.
     """
 
     steps: int
@@ -42,6 +43,11 @@ class LoopConfig:
     evaluate_every: int = 0
     save_every: int = 200
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            if vars(self)[name] < least:
+                raise ValueError(f"{name} must be at least {least}, not {vars(self)[name]}")
 
 
 class Turn(NamedTuple):
@@ -73,7 +79,11 @@ class Stage(Protocol):
 
     name: str
     players: Mapping[str, Player]
-    dataset: Dataset
+
+    @property
+    def dataset(self) -> Dataset:
+        """What its batches come from."""
+        ...
 
     def turns(self, step: int) -> Sequence[str]:
         """Which players move in this step, in order."""
@@ -112,8 +122,9 @@ class Interrupted(Exception):
 class Run:
     """One stage's training in one folder.
 
-    Raises UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when there
-    is nothing to resume, or when a loss stops being finite (the batch is saved first); Interrupted
+    ``resume`` goes on from the last readable checkpoint, or begins where there is none yet. Raises
+    UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
+    checkpoints is readable, or when a loss stops being finite (the batch is saved first); Interrupted
     after Ctrl-C.
     """
 
@@ -127,6 +138,7 @@ class Run:
         self.sampler = Sampler(len(self.stage.dataset), seed=self.seed)
         self.step = 0
         self.finished = False
+        self._saved: int | None = None
 
     def train(self) -> Path:
         """Run to the last step (or the stage's own stop) and export; returns what was exported."""
@@ -154,14 +166,16 @@ class Run:
     def _load(self, step: int, state: dict[str, Any]) -> None:
         if set(state["players"]) != set(self.stage.players):
             raise UserError(f"{self.folder} holds another stage's run; choose another folder")
-        self.step, self.finished = step, state["finished"]
+        self.step, self.finished, self._saved = step, state["finished"], step
         self.sampler = Sampler.restore(state["sampler"], len(self.stage.dataset))
         for name, player in self.stage.players.items():
             player.load_state_dict(state["players"][name])
         self.stage.load_state_dict(state["stage"])
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, unless there is one."""
+        if self._saved == self.step:
+            return
         state = {
             "players": {name: player.state_dict() for name, player in self.stage.players.items()},
             "stage": self.stage.state_dict(),
@@ -169,6 +183,7 @@ class Run:
             "finished": self.finished,
         }
         checkpoint.save(self.folder / CHECKPOINTS, self.step, state, self.config.keep)
+        self._saved = self.step
 
     def _one_step(self, log: MetricsLog, bar: Progress) -> None:
         metrics: dict[str, float] = {}
@@ -217,11 +232,22 @@ class Run:
     def _diverged(self, name: str, batch: Any, what: str) -> UserError:
         """Save the batch that broke the run, and say so; the last checkpoint is still good."""
         path = self.folder / f"diverged-step-{self.step:08d}.pt"
-        torch.save(batch, path)
+        try:
+            checkpoint.write_tensors(path, _plain(batch))
+            where = f"the batch is in {path}"
+        except OSError as error:
+            where = f"the batch could not be saved ({error.strerror or error})"
         return UserError(
-            f"{self.stage.name} diverged at step {self.step} ({name}: {what}); the batch is in {path}; "
+            f"{self.stage.name} diverged at step {self.step} ({name}: {what}); {where}; "
             "lower the learning rate and --resume from the last checkpoint"
         )
+
+
+def _plain(batch: Any) -> Any:
+    """A batch without our own types, so that ``torch.load`` reads it with weights_only."""
+    if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
+        return batch._asdict()
+    return dict(vars(batch)) if is_dataclass(batch) else batch
 
 
 def _due(step: int, every: int) -> bool:
