@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from aad1.errors import UserError
 
 
 class MetricsLog:
     """Appends to ``metrics.jsonl`` and to TensorBoard event files in ``tensorboard/``.
 
     When a run resumes at ``step``, lines of later steps (written after the last checkpoint) are cut
-    off, so that the file of a resumed run reads like that of an unbroken one.
+    off, so that the file of a resumed run reads like that of an unbroken one. Raises UserError when
+    they cannot be written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._drop_after(step)
-        self._file = self.path.open("a")
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._drop_after(step)
+            self._file = self.path.open("a")
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def _drop_after(self, step: int) -> None:
@@ -33,15 +39,26 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log ``values`` as those of ``step``."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; free some space or choose another -o"
+            ) from error
+
     def close(self) -> None:
         """Flush and close both logs."""
-        self._file.close()
+        with self._writing():
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
