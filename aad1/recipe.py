@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -42,7 +43,7 @@ class Data:
 
     source: ``world``, or a folder, CSV or JSONL of videos with captions; clips and validation: how many
     (of a user's own source the last ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
-    size: height and width in pixels.
+    size: height and width in pixels; batch: clips encoded at once.
     """
 
     source: str
@@ -53,6 +54,12 @@ class Data:
     size: tuple[int, int]
     batch: int = 4
 
+    def __post_init__(self) -> None:
+        _at_least(1, clips=self.clips, validation=self.validation, batch=self.batch, size=min(self.size))
+        _at_least(2, frames=self.frames)  # one frame is an image: nothing would move
+        if not 0 < self.fps < float("inf"):
+            raise ValueError(f"fps must be above 0, not {self.fps}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
@@ -62,6 +69,18 @@ class Student:
     local_attn_size: int = 9
     sink_size: int = 1
     passes: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_frames_per_block=self.num_frames_per_block)
+        _at_least(0, sink_size=self.sink_size)
+        if 0 <= self.local_attn_size < self.num_frames_per_block or self.local_attn_size < -1:
+            raise ValueError(
+                f"local_attn_size must hold a chunk ({self.num_frames_per_block} latent frames) or be -1 (unlimited), "
+                f"not {self.local_attn_size}"
+            )
+        falling = all(after < before for before, after in pairwise(self.passes))
+        if self.passes[:1] != (1.0,) or not falling or self.passes[-1] <= 0:
+            raise ValueError(f"passes must fall from 1 and end above 0, not {list(self.passes)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +109,20 @@ class Recipe:
     device: str = "auto"
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed, threads=self.threads)
+        plan = self.trajectories
+        parts = {"count": plan.count, "batch": plan.batch, "steps": plan.steps, "levels": len(plan.levels)}
+        _at_least(1, **{f"trajectories.{name}": value for name, value in parts.items()})
+        _at_least(1, **{f"showing.{name}": value for name, value in vars(self.showing).items()})
+        _at_least(1, **{"guard.patience": self.guard.patience})
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a bundled recipe by name, or a YAML file by path, and apply ``--section.key value`` overrides.
@@ -99,14 +132,17 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     values = _read_yaml(_find(name))
     for key, text in _pairs(overrides):
-        _assign(values, key, yaml.safe_load(text))
+        _assign(values, key, _parse(key, text))
     _refuse_unknown(Recipe, values, "")
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"recipe {name}: {where}: {first['msg']} (given: {first['input']!r})") from error
+        where = "".join(f"{part}." for part in first["loc"])[:-1]
+        given = first["input"] if isinstance(first["input"], str | int | float | list | None) else "a section"
+        shown = "" if first["type"] in ("missing", "value_error") else f" (given: {given!r})"
+        what = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(f"recipe {name}: {what.replace('Value error, ', '')}{shown}") from error
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -151,6 +187,20 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
             raise UserError(f"--{key} needs a value")
         pairs.append((key, value if equals else words.pop(0)))
     return pairs
+
+
+def _parse(key: str, text: str) -> Any:
+    """A value from the command line: text as it stands where the recipe holds text, YAML elsewhere."""
+    hint: Any = Recipe
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+        hint = _section_type(hint)
+    if hint is str:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{key}: cannot read {text!r}: {' '.join(str(error).split())}") from error
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
