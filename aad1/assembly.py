@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
 from torch import Tensor
 
 from aad1.data.clips import find_clips
 from aad1.data.latents import LatentStore, Manifest, require, write_atomic
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
-from aad1.data.world import vocabulary
-from aad1.errors import UserError
+from aad1.data.world import FPS, SIZE, vocabulary
+from aad1.errors import UserError, nearest
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import WanFolder, folder_hash, open_folder, save_component, save_pipeline_folder
+from aad1.models.checkpoint_io import WanFolder, folder_hash, open_folder, save_pipeline_folder, whole_folder
 from aad1.models.critic import Critic
 from aad1.models.text import TextEncoder, build_tiny_text
 from aad1.models.vae import encode_video, geometry
 from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
-from aad1.stages.adversarial import AdversarialStage
+from aad1.stages.adversarial import AdversarialStage, CriticConfig
 from aad1.stages.batches import LatentClips, Trajectories
 from aad1.stages.dmd_warmup import DmdWarmupStage
 from aad1.stages.ode_init import OdeInitStage, check_levels
@@ -35,15 +39,27 @@ from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
 from aad1.stages.trajectories import make_trajectories, manifest_for, stored_indices
 from aad1.stages.vae import VaeStage, calm_residuals
-from aad1.training.loop import LoopConfig, Run, Stage
+from aad1.training.loop import CHECKPOINTS, Run, Stage
 from aad1.training.motion_guard import MotionGuard
 from aad1.training.randomness import generator_for
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
-RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep"}
+RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A full disk, a place that cannot be written, weights that cannot be read: the user's to mend."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise UserError(f"{where}{reason}") from error
+
+
+@user_errors()
 def new_folder(recipe: Recipe, folder: Path) -> None:
     """Write a complete Wan folder with random weights, from the recipe's ``new`` section.
 
@@ -54,11 +70,11 @@ def new_folder(recipe: Recipe, folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists; give a folder that does not")
     torch.manual_seed(recipe.seed)
-    vae = AutoencoderKLWan.from_config(dict(recipe.new.vae))
+    vae = _build("vae", AutoencoderKLWan, recipe.new.vae)
     if vae.config.is_residual:
         calm_residuals(vae)
-    transformer = CausalWanTransformer3DModel.from_config(dict(recipe.new.transformer))
-    tokenizer, encoder = build_tiny_text(vocabulary(), seed=recipe.seed, **recipe.new.text)
+    transformer = _build("transformer", CausalWanTransformer3DModel, recipe.new.transformer)
+    tokenizer, encoder = _build("text", partial(build_tiny_text, vocabulary(), seed=recipe.seed), recipe.new.text)
     save_pipeline_folder(
         folder,
         transformer=transformer,
@@ -67,6 +83,17 @@ def new_folder(recipe: Recipe, folder: Path) -> None:
         text_encoder=encoder,
         flow_shift=recipe.new.flow_shift,
     )
+
+
+def _build(section: str, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """A part of a new folder; its own keys are refused when it does not have them."""
+    names = list(inspect.signature(make).parameters)
+    if unknown := [key for key in values if key not in names]:
+        raise UserError(f"unknown recipe key 'new.{section}.{unknown[0]}'{nearest(str(unknown[0]), names)}")
+    try:
+        return make(**values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the recipe's new.{section} cannot be built: {' '.join(str(error).split())}") from error
 
 
 @dataclass
@@ -105,15 +132,17 @@ class Assembly:
 
     def teacher(self) -> CausalWanTransformer3DModel:
         """A fresh copy of the teacher, with the student's chunk, window, sink, passes and size in its config."""
-        student = as_dict(self.recipe)["student"]
-        return self.folder.transformer(CausalWanTransformer3DModel, **student, size=list(self.recipe.data.size))
+        return self.folder.transformer(CausalWanTransformer3DModel, **self._student_config())
+
+    def _student_config(self) -> dict[str, Any]:
+        return {**as_dict(self.recipe)["student"], "size": list(self.recipe.data.size)}
 
     def student(self, stage: str) -> CausalWanTransformer3DModel:
-        """The student that ``stage`` exported; raises UserError when it has not run."""
+        """The student that ``stage`` exported, with this recipe's config; raises UserError when it has not run."""
         path = self.workspace.student(stage)
         if not path.is_dir():
             raise UserError(f"{path} is missing: run `aad1 train {stage}` (or `aad1 distill`) with this -o first")
-        return CausalWanTransformer3DModel.from_pretrained(path).to(self.device)
+        return CausalWanTransformer3DModel.from_pretrained(path, **self._student_config()).to(self.device)
 
     @cached_property
     def clips(self) -> LatentStore:
@@ -128,7 +157,7 @@ class Assembly:
     def _open_store(self, path: Path) -> LatentStore:
         store = LatentStore(path)
         data = self.recipe.data
-        require(store, encoder=self.encoder_hash, frames=data.frames, size=data.size)
+        require(store, encoder=self.encoder_hash, frames=data.frames, size=data.size, fps=data.fps)
         return store
 
     @cached_property
@@ -153,15 +182,22 @@ class Assembly:
 
     # --- data ----------------------------------------------------------------------------------
 
+    @user_errors()
     def prepare_clips(self) -> None:
         """Encode training and held-out clips into the workspace's stores, continuing what is there."""
+        manifest = self._manifest()
         training, held_out = self._sources()
         for clips, path in ((training, self.workspace.clips), (held_out, self.workspace.validation)):
-            prepare_clips(clips, path, self._encode, self._manifest(), batch_size=self.recipe.data.batch)
+            prepare_clips(clips, path, self._encode, manifest, batch_size=self.recipe.data.batch)
 
     def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
         data = self.recipe.data
         if data.source == "world":
+            if (data.size, data.fps) != ((SIZE, SIZE), FPS):
+                raise UserError(
+                    f"the embedded world has size [{SIZE}, {SIZE}] and fps {FPS}, the recipe's data {list(data.size)} "
+                    f"and {data.fps:g}; use the same, or give videos as data.source"
+                )
             return world_clips("train", data.clips, data.frames), world_clips("val", data.validation, data.frames)
         found = file_clips(find_clips(data.source), size=data.size, fps=data.fps, frames=data.frames)
         if len(found) <= data.validation:
@@ -176,13 +212,21 @@ class Assembly:
         data = self.recipe.data
         shape = geometry(self.vae)
         shape.latent_frames(data.frames)
-        shape.latent_size(*data.size)
+        height, width = shape.latent_size(*data.size)
+        config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
+        _, rows, columns = config["patch_size"]
+        if height % rows or width % columns:
+            raise UserError(
+                f"a picture of {data.size[1]}x{data.size[0]} does not fit the transformer: width must be a multiple of "
+                f"{columns * shape.spatial} and height of {rows * shape.spatial}"
+            )
         return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames)
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
         return encode_video(self.vae, frames.to(self.device))
 
+    @user_errors()
     def prepare_trajectories(self) -> None:
         """Denoise the teacher's trajectories into the workspace, continuing what is there."""
         stored_indices(self.recipe.trajectories)
@@ -222,7 +266,10 @@ class Assembly:
         return TextStage(self._section("text"), self.text.tokenizer, self.text.encoder)
 
     def _vae_stage(self) -> Stage:
-        return VaeStage(self._section("vae"), self.folder.vae())
+        config, vae = self._section("vae"), self.folder.vae()
+        geometry(vae).latent_frames(config.frames)
+        geometry(vae).latent_size(config.window, config.window)
+        return VaeStage(config, vae)
 
     def _teacher_stage(self) -> Stage:
         data = LatentClips(self.clips, self.text, self.device)
@@ -235,7 +282,8 @@ class Assembly:
         held = store.manifest.extra
         check_levels(held["stored_levels"], wanted.stored_levels)
         expected = manifest_for(wanted, self.clips, folder_hash(self.folder.path / "transformer"), self.recipe.seed)
-        require(store, encoder=self.encoder_hash, **expected.extra)
+        shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "fps")}
+        require(store, **shape, **expected.extra)
         data = Trajectories(store, self.text, self.device)
         return OdeInitStage(self.recipe.ode_init, self.teacher(), data, held["stored_levels"], self.showing)
 
@@ -254,32 +302,33 @@ class Assembly:
 
     def _adversarial(self) -> Stage:
         config = self.recipe.adversarial
-        causal = config.critic.visibility == "block_causal"
-        backbone = self.student("dmd_warmup") if causal else self.teacher()
-        critic = Critic(
-            backbone,
-            config.critic.layers,
-            visibility=config.critic.visibility,
-            granularity=config.critic.granularity,
-            queries=config.critic.queries,
-        ).to(self.device)
+        generator = self.student("dmd_warmup")
         return AdversarialStage(
             config,
-            self.student("dmd_warmup"),
-            critic,
+            generator,
+            self._critic(config.critic),
             LatentClips(self.clips, self.text, self.device),
             self.recipe.student.passes,
             self.showing,
             MotionGuard(self.recipe.guard),
         )
 
+    def _critic(self, config: CriticConfig) -> Critic:
+        """A causal critic starts from the student, a bidirectional one from the teacher."""
+        causal = config.visibility == "block_causal"
+        backbone = self.student("dmd_warmup") if causal else self.teacher()
+        try:
+            return Critic(backbone, **vars(config)).to(self.device)
+        except IndexError as error:
+            raise UserError(f"{error}; choose among them in adversarial.critic.layers") from error
+
     # --- jobs ----------------------------------------------------------------------------------
 
+    @user_errors()
     def train(self, name: str, resume: bool) -> Path:
         """Run one stage to its end; returns what it exported."""
-        folder = self.workspace.run(name)
+        folder, config = self.workspace.run(name), self._section(name)
         self._record_recipe(folder, name, resume)
-        config: LoopConfig = self._section(name)
         return Run(self.stage(name), config, folder, self.recipe.seed, resume).train()
 
     def distill(self, resume: bool) -> Path:
@@ -291,28 +340,35 @@ class Assembly:
             self.train(name, resume=resume and started)
         return self.workspace.student(DISTILLATION[-1])
 
+    @user_errors()
     def install(self, name: str) -> None:
         """Put a trained part into the Wan folder it was trained from."""
         part = PARTS.get(name, "student")
-        exported = self.workspace.run(name) / "final" / part
-        loaders: dict[str, Callable[[Path], Any]] = {
-            "vae": AutoencoderKLWan.from_pretrained,
-            "text": type(self.text.encoder).from_pretrained,
-        }
-        load = loaders.get(name, CausalWanTransformer3DModel.from_pretrained)
-        save_component(load(exported), self.folder.path / part)
+        with whole_folder(self.folder.path / part) as fresh:
+            shutil.copytree(self.workspace.run(name) / "final" / part, fresh, dirs_exist_ok=True)
 
     def _record_recipe(self, folder: Path, name: str, resume: bool) -> None:
         """Keep the recipe beside the run; a resumed run must have the same one, but for its length and reports."""
         path = folder / "recipe.yaml"
         values = as_dict(self.recipe)
-        if path.exists() and resume:
-            differs = _first_difference(yaml.safe_load(path.read_text()), values, name)
+        begun = any((folder / CHECKPOINTS).glob("step-*"))
+        if begun and resume and path.exists():
+            differs = _first_difference(_read_recipe(path), values, name)
             if differs:
                 raise UserError(f"{folder} was begun with another recipe: {differs}; use the same, or another -o")
-        elif not path.exists():
+        elif not begun:  # one that was stopped before its first checkpoint counts for nothing
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, yaml.safe_dump(values, sort_keys=False).encode())
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged; put the recipe of this run back, or choose another -o")
+    return values
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], stage: str) -> str | None:
@@ -321,7 +377,8 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], stage: str) -> s
     for section in (stage, *sorted(shared)):
         before, after = _leaves(old.get(section), section), _leaves(new[section], section)
         for key in sorted(before.keys() | after.keys()):
-            if key.split(".")[-1] not in RESUMABLE and before.get(key) != after.get(key):
+            resumable = section == stage and RESUMABLE & {*key.split(".")}
+            if not resumable and before.get(key) != after.get(key):
                 return f"{key} was {before.get(key)}, is {after.get(key)}"
     return None
 
