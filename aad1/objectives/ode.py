@@ -9,7 +9,7 @@ def ode_regression(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """E || x0_student(x_t, t) - x0_teacher ||^2 over the frames that carry loss.
 
     predicted, target: [batch, channels, frames, height, width]; weight: [batch, frames], 0 for the
-    image frame and for frames that were given clean.
+    image frame and for frames that were given clean, else 1. No frame to learn from: loss 0.
     """
     error = (predicted - target).square().mean(dim=(1, 3, 4))
-    return (error * weight).sum() / weight.sum()
+    return (error * weight).sum() / weight.sum().clamp_min(1)
