@@ -22,7 +22,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from aad1.flow import TIMESTEP_SCALE
-from aad1.models.context import Context, Span, View, Visibility, block_causal_views, full_view
+from aad1.models.context import Context, Span, View, Visibility, block_causal_views, full_view, next_chunk_view
 
 
 class Step(NamedTuple):
@@ -148,12 +148,10 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         temb, modulation, text, _ = self.condition_embedder(
             (t * TIMESTEP_SCALE).flatten(), text, None, timestep_seq_len=frames
         )
-        views = self._views(frames, past, visibility)
+        views = next_chunk_view(past, frames) if context is not None else self._views(frames, visibility)
         return Step(hidden.contiguous(), modulation.unflatten(2, (6, -1)).float(), temb, text, views, rotation)
 
-    def _views(self, frames: int, past: int, visibility: Visibility) -> list[View]:
-        if past:
-            return [View(slice(0, frames), tuple(range(past + frames)))]
+    def _views(self, frames: int, visibility: Visibility) -> list[View]:
         return full_view(frames) if visibility == "full" else block_causal_views(frames, self.span)
 
     def _blocks(self, step: Step, context: Context | None) -> Iterator[BlockOutput]:

@@ -58,6 +58,11 @@ def block_causal_views(frames: int, span: Span) -> list[View]:
     ]
 
 
+def next_chunk_view(past: int, frames: int) -> list[View]:
+    """The next chunk of a stream: its frames see the ``past`` frames of the context and each other."""
+    return [View(slice(0, frames), tuple(range(past + frames)))]
+
+
 @dataclass(frozen=True)
 class Context:
     """Un-rotated keys and values of the frames a stream still sees, one pair a layer.
