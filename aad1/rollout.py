@@ -10,7 +10,7 @@ extra pass is what lets the next chunk see finished frames: keys made at t = 1 d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import torch
 from torch import Tensor
@@ -34,19 +34,17 @@ def rollout(
     """Yield one clean chunk for each chunk of ``noise``.
 
     image: [batch, channels, 1, height, width], the encoded image. text: [batch, length, dim], or an
-    iterable with one such tensor a chunk (a prompt that changes). noise: chunks [batch, channels,
-    frames, height, width] of standard normal noise; an endless iterable gives an endless stream.
-    levels: the noise levels of the passes of a chunk, falling from 1; between passes the estimate is
-    noised again with ``renoise``. With several levels only the last pass carries gradient.
+    iterable with one such tensor a chunk (a prompt that changes; the chunk before it is written into
+    the context under the new one). noise: chunks [batch, channels, frames, height, width] of standard
+    normal noise. The stream ends with the shorter of the two, endless iterables never. levels: the
+    noise levels of the passes of a chunk, falling from 1; between passes the estimate is noised again
+    with ``renoise``. With several levels only the last pass carries gradient.
     """
-    texts = _repeat(text) if isinstance(text, Tensor) else iter(text)
-    current = next(texts)
-    context = generator.extend(Context(), image.detach(), current)
-    for chunk in noise:
-        x0 = denoise_chunk(generator, chunk, current, context, levels, renoise)
-        yield x0
-        current = next(texts)
-        context = generator.extend(context, x0.detach(), current)
+    context, finished = Context(), image
+    for chunk, current in zip(noise, repeat(text) if isinstance(text, Tensor) else text, strict=False):
+        context = generator.extend(context, finished.detach(), current)
+        finished = denoise_chunk(generator, chunk, current, context, levels, renoise)
+        yield finished
 
 
 def denoise_chunk(
@@ -88,8 +86,3 @@ def roll_clip(
     chunks = noise.split(generator.config.num_frames_per_block, dim=2)
     made = rollout(generator, image, text, chunks, levels=levels, renoise=renoise)
     return torch.cat([image, *made], dim=2)
-
-
-def _repeat(text: Tensor) -> Iterator[Tensor]:
-    while True:
-        yield text
