@@ -95,11 +95,21 @@ class AdversarialStage:
 
     def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
         """Eq. 8 and 10 for the critic, Eq. 9 for the generator, each on a fresh rollout (Eq. 7)."""
+        self._let_critic_learn(turn.player == "critic")
         if turn.player == "critic":
             with torch.no_grad():
                 fake = self._rollout(batch, noise)
             return self._critic_loss(batch, fake, noise)
         return self._generator_loss(batch, self._rollout(batch, noise), noise)
+
+    def _let_critic_learn(self, on: bool) -> None:
+        """Whether passes record gradient for the critic's weights.
+
+        It holds until the next turn: with gradient checkpointing the backward repeats the forward, and
+        must find the weights as the forward did.
+        """
+        for parameter in self.players["critic"].parameters.values():
+            parameter.requires_grad_(on)
 
     def _rollout(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
         start = noise_like(batch.latents[:, :, 1:], noise)
@@ -135,8 +145,7 @@ class AdversarialStage:
     def _generator_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
         """Eq. 9; the critic's own weights take no gradient from it."""
         eps, t = self._noising(fake, noise)
-        with self.players["critic"].frozen():
-            logit = self.critic_model(add_noise(fake, eps, t), t, batch.text)
+        logit = self.critic_model(add_noise(fake, eps, t), t, batch.text)
         return Loss(generator_loss(logit), {"logit": float(logit.detach().mean())})
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
