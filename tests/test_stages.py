@@ -1,0 +1,479 @@
+"""The stages: each turn teaches its own player and nobody else, on the data that its equation names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lively import CHANNELS, clip_of, lively, normal, text_of
+from torch import Tensor, nn
+
+from aad1.errors import UserError
+from aad1.flow import shifted_levels
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.context import Visibility, chunk_slices
+from aad1.models.critic import Critic, Granularity
+from aad1.rollout import roll_clip
+from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig
+from aad1.stages.batches import ClipBatch, TrajectoryBatch, noise_like
+from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage
+from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
+from aad1.stages.teacher import TeacherConfig, TeacherStage
+from aad1.training.loop import Run, Turn
+from aad1.training.motion_guard import GuardConfig, MotionGuard
+from aad1.training.player import OptimizerConfig
+
+CHUNK, FRAMES, BATCH = 2, 5, 2
+ADAM = OptimizerConfig(lr=1e-3)
+LEVELS = (*shifted_levels((1.0, 0.75, 0.5, 0.25), 5.0), 0.0)
+TAU = (0.4, 0.7)
+VISIBILITIES: tuple[Visibility, ...] = ("full", "block_causal")
+GRANULARITIES: tuple[Granularity, ...] = ("clip", "frame")
+
+
+class InMemory:
+    """A dataset of ready tensors."""
+
+    def __init__(self, *tensors: Tensor, kind: Callable[..., Any]) -> None:
+        self.tensors, self.kind = tensors, kind
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def read(self, indices: Sequence[int]) -> Any:
+        return self.kind(*(tensor[list(indices)] for tensor in self.tensors))
+
+
+class NothingToShow:
+    """In place of held-out samples: the motion of real clips, always."""
+
+    def student(self, generator: nn.Module, path: Path) -> dict[str, float]:
+        return {"rho": 1.0, "kappa": 1.0}
+
+    teacher = student
+
+
+def clips() -> InMemory:
+    return InMemory(clip_of(FRAMES, batch=4), text_of(batch=4), kind=ClipBatch)
+
+
+def trajectories(count: int = 4, frames: int = FRAMES) -> InMemory:
+    points = normal(count, len(LEVELS), CHANNELS, frames, 4, 4, seed=1)
+    return InMemory(points, text_of(batch=count), kind=TrajectoryBatch)
+
+
+def model(seed: int) -> CausalWanTransformer3DModel:
+    return lively(seed=seed, num_frames_per_block=CHUNK, local_attn_size=5, sink_size=1)
+
+
+def guard() -> MotionGuard:
+    return MotionGuard(GuardConfig())
+
+
+def teacher_stage(**config: Any) -> TeacherStage:
+    settings = TeacherConfig(**{"steps": 2, "batch": BATCH, "optimizer": ADAM, **config})
+    return TeacherStage(settings, model(0), clips(), text_of(1, seed=9), NothingToShow())  # type: ignore[arg-type]
+
+
+def ode_stage(frames: int = FRAMES, **config: Any) -> OdeInitStage:
+    settings = OdeInitConfig(**{"steps": 2, "batch": BATCH, "optimizer": ADAM, **config})
+    return OdeInitStage(settings, model(1), trajectories(frames=frames), LEVELS, NothingToShow())  # type: ignore[arg-type]
+
+
+def dmd_stage(levels: tuple[float, ...] = (1.0,), **config: Any) -> DmdWarmupStage:
+    settings = DmdWarmupConfig(**{"steps": 2, "batch": BATCH, "generator": ADAM, "fake_score": ADAM, **config})
+    negative = text_of(1, seed=9)
+    return DmdWarmupStage(settings, model(1), model(2), model(0), clips(), negative, levels, NothingToShow(), guard())  # type: ignore[arg-type]
+
+
+def adversarial_stage(levels: tuple[float, ...] = (1.0,), kind: CriticConfig | None = None, **config: Any) -> Any:
+    kind = kind or CriticConfig(layers=(0, 1))
+    settings = AdversarialConfig(
+        **{
+            "steps": 2,
+            "batch": BATCH,
+            "critic": kind,
+            "generator_optimizer": ADAM,
+            "critic_optimizer": ADAM,
+            "t_range": TAU,
+            **config,
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        critic = Critic(model(2), kind.layers, visibility=kind.visibility, granularity=kind.granularity)
+    return AdversarialStage(settings, model(1), critic, clips(), levels, NothingToShow(), guard())  # type: ignore[arg-type]
+
+
+def stream(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_of(stage: Any) -> Any:
+    return stage.dataset.read(range(BATCH))
+
+
+# --- who learns ------------------------------------------------------------------------------
+
+
+def models_of(stage: Any) -> dict[str, nn.Module]:
+    """Every module of a stage by its field."""
+    return {name: value for name, value in vars(stage).items() if isinstance(value, nn.Module)}
+
+
+UNREAD = ("backbone.scale_shift_table", "backbone.proj_out")  # the critic reads hidden states, not velocities
+
+ROUTES = {
+    "teacher": (teacher_stage, "teacher", "teacher"),
+    "stage I": (ode_stage, "generator", "generator"),
+    "stage II, fake score": (dmd_stage, "fake_score", "fake_score_model"),
+    "stage II, generator": (dmd_stage, "generator", "generator_model"),
+    "stage III, critic": (adversarial_stage, "critic", "critic_model"),
+    "stage III, generator": (adversarial_stage, "generator", "generator_model"),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
+@pytest.mark.parametrize(("build", "turn", "learner"), list(ROUTES.values()), ids=list(ROUTES))
+def test_a_turn_teaches_its_own_player_and_nobody_else(
+    build: Callable[[], Any], turn: str, learner: str, checkpointing: bool
+) -> None:
+    stage = build()
+    for module in models_of(stage).values():
+        backbone = getattr(module, "backbone", module)
+        if checkpointing:
+            backbone.enable_gradient_checkpointing()
+    for other in stage.players:  # the turns before must leave nothing behind either
+        stage.loss(Turn(other, 0), batch_of(stage), stream())
+    stage.loss(Turn(turn, 0), batch_of(stage), stream()).value.backward()
+    for field, module in models_of(stage).items():
+        gradients = {name: p.grad for name, p in module.named_parameters() if not name.startswith(UNREAD)}
+        if field == learner:
+            assert [name for name, g in gradients.items() if g is None or not g.any()] == []
+        else:
+            assert [name for name, g in gradients.items() if g is not None] == []
+    owned = {id(p) for p in stage.players[turn].parameters.values()}
+    assert owned == {id(p) for p in models_of(stage)[learner].parameters()}
+
+
+@pytest.mark.parametrize("build", [dmd_stage, adversarial_stage])
+def test_one_step_of_the_loop_moves_the_players_and_leaves_the_teacher(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    stage = build(steps=1)
+    before = {name: {n: p.clone() for n, p in m.named_parameters()} for name, m in models_of(stage).items()}
+    Run(stage, stage.config, tmp_path / "run", seed=0).train()
+    for name, module in models_of(stage).items():
+        moved = [n for n, p in module.named_parameters() if not torch.equal(p, before[name][n])]
+        assert bool(moved) is (name != "teacher")
+    counts = {name: player.updates for name, player in stage.players.items()}
+    assert counts == ({"fake_score": 5, "generator": 1} if build is dmd_stage else {"critic": 1, "generator": 1})
+
+
+def test_the_order_of_the_turns() -> None:
+    assert list(teacher_stage().turns(0)) == ["teacher"]
+    assert list(ode_stage().turns(7)) == ["generator"]
+    assert list(dmd_stage().turns(0)) == ["fake_score"] * 5 + ["generator"]
+    assert list(dmd_stage(fake_score_updates=2).turns(3)) == ["fake_score"] * 2 + ["generator"]
+    assert list(adversarial_stage().turns(0)) == ["critic", "generator"]
+    ahead = adversarial_stage(head_start=3, critic_updates=2)
+    assert list(ahead.turns(0)) == ["critic"] * 5 + ["generator"]
+    assert list(ahead.turns(1)) == ["critic"] * 2 + ["generator"]
+
+
+# --- what the networks were given ------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One forward of a network."""
+
+    latents: Tensor
+    t: Tensor
+    text: Tensor
+    options: Mapping[str, Any]
+    output: Tensor
+
+
+def record(module: nn.Module) -> list[Call]:
+    """Note what every forward of ``module`` is given and gives, from now on."""
+    calls: list[Call] = []
+
+    def note(_: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any], output: Tensor) -> None:
+        calls.append(Call(*(a.detach().clone() for a in args), options, output.detach().clone()))
+
+    module.register_forward_hook(note, with_kwargs=True)
+    return calls
+
+
+def rolled(stage: Any, noise: torch.Generator) -> Tensor:
+    """The clip that a turn of this stage rolls out first."""
+    batch = batch_of(stage)
+    start = noise_like(batch.latents[:, :, 1:], noise)
+    return roll_clip(
+        stage.generator_model,
+        batch.latents[:, :, :1],
+        batch.text,
+        start,
+        levels=stage.levels,
+        renoise=lambda like: noise_like(like, noise),
+    )
+
+
+def noise_in(noised: Tensor, clip: Tensor, t: Tensor) -> Tensor:
+    """Solve x_t = (1 - t) x0 + t eps for eps."""
+    level = t[:, None, :, None, None]
+    return (noised - (1 - level) * clip) / level
+
+
+def assert_one_level_a_clip(t: Tensor, low: float, high: float) -> None:
+    assert t.shape == (BATCH, FRAMES)
+    assert torch.equal(t, t[:, :1].expand(-1, FRAMES))
+    assert t.min() >= low
+    assert t.max() <= high
+    assert len(t[:, 0].unique()) == BATCH
+
+
+def assert_standard_normal(x: Tensor) -> None:
+    assert abs(float(x.mean())) < 0.12
+    assert abs(float(x.std()) - 1) < 0.12
+
+
+def test_the_teacher_learns_the_velocity_of_one_level_a_clip() -> None:
+    stage, batch = teacher_stage(text_dropout=0.0), clips().read(range(BATCH))
+    calls = record(stage.teacher)
+    loss = stage.loss(Turn("teacher", 0), batch, stream())
+    (call,) = calls
+    assert call.options.get("visibility", "full") == "full"
+    assert_one_level_a_clip(call.t, 0, 1)
+    eps = noise_in(call.latents, batch.latents, call.t)
+    assert_standard_normal(eps)
+    expected = (call.output - (eps - batch.latents)).square().mean()
+    torch.testing.assert_close(loss.value.detach(), expected, atol=1e-3, rtol=1e-3)
+    assert torch.equal(call.text, batch.text)
+
+
+def test_dropped_text_is_the_empty_prompt_for_the_whole_clip() -> None:
+    stage, batch = teacher_stage(text_dropout=0.5), clips().read(range(BATCH))
+    calls = record(stage.teacher)
+    for seed in range(12):
+        stage.loss(Turn("teacher", 0), batch, stream(seed))
+    kept = [torch.equal(call.text[i], batch.text[i]) for call in calls for i in range(BATCH)]
+    dropped = [torch.equal(call.text[i], stage.empty_text[0]) for call in calls for i in range(BATCH)]
+    assert all(a != b for a, b in zip(kept, dropped, strict=True))
+    assert 4 < sum(dropped) < 20
+
+
+# --- stage I ---------------------------------------------------------------------------------
+
+
+def levels_drawn(call: Call) -> Tensor:
+    """Which stored level each frame was given, [batch, frames]; raises when it is none of them."""
+    distance = (call.t[:, :, None] - torch.tensor(LEVELS)).abs()
+    assert distance.amin(dim=2).max() < 1e-6
+    return distance.argmin(dim=2)
+
+
+def test_stage_i_feeds_the_stored_points_of_the_levels_it_drew() -> None:
+    stage = ode_stage(frames=8, clean_context=0.3)  # image, three chunks of two, a last one of one
+    batch, calls, drawn = batch_of(stage), record(stage.generator), set()
+    for seed in range(12):
+        loss = stage.loss(Turn("generator", 0), batch, stream(seed))
+        call = calls[-1]
+        index = levels_drawn(call)
+        assert call.options["visibility"] == "block_causal"
+        assert torch.equal(call.text, batch.text)
+        assert (index[:, 0] == len(LEVELS) - 1).all()  # the image is clean
+        errors = []
+        for sample in range(BATCH):
+            for own in chunk_slices(8, CHUNK):
+                assert len(index[sample, own].unique()) == 1
+                drawn.add((own.start, int(index[sample, own.start])))
+            for frame in range(8):
+                level = int(index[sample, frame])
+                assert torch.equal(call.latents[sample, :, frame], batch.points[sample, level, :, frame])
+                if level < len(LEVELS) - 1:
+                    x0 = call.latents[sample, :, frame] - LEVELS[level] * call.output[sample, :, frame]
+                    errors.append((x0 - batch.points[sample, -1, :, frame]).square().mean())
+        torch.testing.assert_close(loss.value.detach(), torch.stack(errors).mean())
+    assert drawn == {(0, 4), *((start, level) for start in (1, 3, 5, 7) for level in range(5))}
+
+
+def test_without_clean_context_every_chunk_is_noisy() -> None:
+    stage = ode_stage()
+    calls = record(stage.generator)
+    for seed in range(12):
+        stage.loss(Turn("generator", 0), batch_of(stage), stream(seed))
+    indices = torch.cat([levels_drawn(call) for call in calls])
+    assert (indices[:, 1:] < len(LEVELS) - 1).all()
+    assert (indices[:, 1] != indices[:, 3]).any()  # chunks draw their own levels
+
+
+def test_a_batch_with_all_chunks_clean_teaches_nothing_and_breaks_nothing() -> None:
+    stage = ode_stage(clean_context=1.0)
+    loss = stage.loss(Turn("generator", 0), batch_of(stage), stream()).value
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in stage.generator.parameters())
+
+
+def test_gather_points_takes_each_frame_at_its_level() -> None:
+    points, index = normal(2, 3, 1, 4, 2, 2), torch.tensor([[2, 0, 0, 1], [2, 1, 1, 0]])
+    found = gather_points(points, index)
+    for sample in range(2):
+        for frame in range(4):
+            assert torch.equal(found[sample, :, frame], points[sample, index[sample, frame], :, frame])
+
+
+def test_levels_that_are_not_stored_are_refused() -> None:
+    check_levels(LEVELS, (1.0, 5 / 6))
+    with pytest.raises(UserError, match=r"missing 0\.7500.*prepare trajectories"):
+        check_levels(LEVELS, (1.0, 0.75))
+    with pytest.raises(ValueError, match="must end at t = 0"):
+        OdeInitStage(OdeInitConfig(steps=1, batch=1, optimizer=ADAM), model(1), trajectories(), LEVELS[:-1], None)  # type: ignore[arg-type]
+
+
+# --- stage II --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 5 / 6)], ids=["1 pass", "2 passes"])
+def test_the_fake_score_learns_the_velocity_of_the_students_own_clips(levels: tuple[float, ...]) -> None:
+    stage, noise = dmd_stage(levels), stream()
+    calls = record(stage.fake_score_model)
+    loss = stage.loss(Turn("fake_score", 0), batch_of(stage), stream())
+    with torch.no_grad():
+        clip = rolled(stage, noise)
+    (call,) = calls
+    assert call.options.get("visibility", "full") == "full"
+    assert_one_level_a_clip(call.t, 0.02, 0.98)
+    eps = noise_in(call.latents, clip, call.t)
+    assert_standard_normal(eps)
+    expected = (call.output - (eps - clip)).square().mean()
+    torch.testing.assert_close(loss.value.detach(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 5 / 6)], ids=["1 pass", "2 passes"])
+def test_the_generators_gradient_is_equation_6(levels: tuple[float, ...]) -> None:
+    """All the way to the weights: (x0_fake - x0_real) / mean|x - x0_real| against d clip / d weights."""
+    stage = dmd_stage(levels, guidance=4.0)
+    batch, weights = batch_of(stage), list(stage.generator_model.parameters())
+    teacher_calls, fake_calls = record(stage.teacher), record(stage.fake_score_model)
+    loss = stage.loss(Turn("generator", 0), batch, stream())
+    found = torch.autograd.grad(loss.value, weights)
+
+    clip = rolled(stage, stream())
+    cond, uncond, (fake,) = *teacher_calls, fake_calls
+    assert torch.equal(cond.text, batch.text)
+    assert torch.equal(uncond.text, stage.negative_text.expand_as(batch.text))
+    for call in (cond, uncond, fake):
+        assert call.options.get("visibility", "full") == "full"
+        assert torch.equal(call.latents, fake.latents)
+        assert torch.equal(call.t, fake.t)
+    assert_one_level_a_clip(fake.t, 0.02, 0.98)
+    assert_standard_normal(noise_in(fake.latents, clip.detach(), fake.t))
+    t = fake.t[:, None, :, None, None]
+    real = fake.latents - t * (cond.output + 3 * (cond.output - uncond.output))
+    gradient = (fake.latents - t * fake.output) - real
+    for sample in range(BATCH):
+        gradient[sample] /= (clip[sample] - real[sample]).abs().mean().detach()
+    expected = torch.autograd.grad((clip * gradient).sum() / clip.numel(), weights)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-3)
+
+
+def test_noise_levels_are_shifted_and_clamped() -> None:
+    stage = dmd_stage()
+    calls = record(stage.fake_score_model)
+    clip, text = clip_of(FRAMES, batch=64), text_of(batch=64)
+    stage._fake_score_loss(clip, text, stream())
+    drawn = calls[0].t[:, 0]
+    assert drawn.min() >= 0.02
+    assert drawn.max() <= 0.98
+    assert abs(float(drawn.median()) - 5 / 6) < 0.08  # the median of U[0, 1], shifted by 5
+
+
+# --- stage III -------------------------------------------------------------------------------
+
+KINDS = [CriticConfig(layers=(0, 1), visibility=v, granularity=g) for v in VISIBILITIES for g in GRANULARITIES]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.visibility}, {kind.granularity}")
+
+
+@every_kind
+def test_the_critics_loss_is_equations_8_and_10(kind: CriticConfig) -> None:
+    stage = adversarial_stage(kind=kind, consistency_weight=20.0, consistency_sigma=0.05)
+    batch, calls = batch_of(stage), record(stage.critic_model)
+    loss = stage.loss(Turn("critic", 0), batch, stream())
+    with torch.no_grad():
+        fake_clip = rolled(stage, stream())
+    real, real_moved, fake, fake_moved = calls
+    assert_one_level_a_clip(real.t, *TAU)
+    for call in calls:
+        assert torch.equal(call.t, real.t)
+        assert torch.equal(call.text, batch.text)
+    # one noise for both, and neither clip is shown clean
+    eps = noise_in(real.latents, batch.latents, real.t)
+    assert_standard_normal(eps)
+    torch.testing.assert_close(noise_in(fake.latents, fake_clip, fake.t), eps, atol=1e-4, rtol=1e-4)
+    # the perturbation is of the noised clip: its spread is sigma whatever tau
+    for plain, moved in ((real, real_moved), (fake, fake_moved)):
+        assert_standard_normal((moved.latents - plain.latents) / 0.05)
+    assert float((eps * (real_moved.latents - real.latents)).mean().abs()) < 0.01
+    softplus = nn.functional.softplus
+    game = softplus(-real.output).mean() + softplus(fake.output).mean()
+    reg = (real.output - real_moved.output).square().mean() + (fake.output - fake_moved.output).square().mean()
+    torch.testing.assert_close(loss.value.detach(), game + 20 * reg)
+
+
+@every_kind
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 5 / 6)], ids=["1 pass", "2 passes"])
+def test_the_generators_loss_is_equation_9(kind: CriticConfig, levels: tuple[float, ...]) -> None:
+    """Its gradient too, against the equation over a rollout of our own."""
+    stage = adversarial_stage(levels, kind=kind)
+    batch, calls = batch_of(stage), record(stage.critic_model)
+    weights = list(stage.generator_model.parameters())
+    loss = stage.loss(Turn("generator", 0), batch, stream())
+    found = torch.autograd.grad(loss.value, weights)
+    (call,) = calls
+    clip = rolled(stage, stream())
+    assert_one_level_a_clip(call.t, *TAU)
+    eps = noise_in(call.latents, clip.detach(), call.t)
+    assert_standard_normal(eps)
+    t = call.t[:, None, :, None, None]
+    expected = -torch.sigmoid(stage.critic_model((1 - t) * clip + t * eps, call.t, batch.text)).log().mean()
+    torch.testing.assert_close(loss.value, expected, atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3 * float(theirs.abs().max()) + 1e-7, rtol=1e-2)
+
+
+def test_the_generator_descends_towards_the_critics_approval() -> None:
+    stage = adversarial_stage()
+    before = stage.loss(Turn("generator", 0), batch_of(stage), stream())
+    before.value.backward()
+    with torch.no_grad():
+        for weight in stage.generator_model.parameters():
+            weight -= 1e-4 * weight.grad / weight.grad.norm()
+    assert stage.loss(Turn("generator", 0), batch_of(stage), stream()).metrics["logit"] > before.metrics["logit"]
+
+
+def test_the_critic_is_frozen_for_the_generator_and_free_again() -> None:
+    stage = adversarial_stage()
+    for turn in ("critic", "generator", "critic"):
+        stage.loss(Turn(turn, 0), batch_of(stage), stream()).value.backward()
+        graded = any(p.grad is not None for p in stage.critic_model.parameters())
+        assert graded is (turn == "critic")
+        stage.critic_model.zero_grad(set_to_none=True)
+
+
+def test_tau_is_uniform_over_its_range() -> None:
+    stage = adversarial_stage(t_range=(0.0, 1.0))
+    t = stage._noising(clip_of(FRAMES, batch=400), stream()).t[:, 0]
+    quarters = torch.histc(t, bins=4, min=0, max=1)
+    assert quarters.min() > 70
+
+
+def test_turns_depend_on_their_noise_alone() -> None:
+    for build, turn in ((dmd_stage, "generator"), (adversarial_stage, "critic"), (adversarial_stage, "generator")):
+        values = [build().loss(Turn(turn, 0), clips().read(range(BATCH)), stream(seed)).value for seed in (5, 5, 6)]
+        assert values[0] == values[1] != values[2]
