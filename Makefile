@@ -1,4 +1,4 @@
-# make demo    set up once, then show the whole method at work
+# make demo    set up once, then show the whole method at work; goes on where it was stopped
 # make test    set up once, then lint, types and tests
 # make setup   only set up .venv (again when pyproject.toml or constraints.txt have changed)
 # make clean   remove caches and build products; .venv and runs/ stay
@@ -24,7 +24,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 demo: setup
-	$(BIN)/aad1 demo
+	$(BIN)/aad1 demo --resume
 
 test: setup
 	$(BIN)/ruff check
