@@ -24,7 +24,14 @@ from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
 from aad1.data.world import FPS, SIZE, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import WanFolder, folder_hash, open_folder, save_pipeline_folder, whole_folder
+from aad1.models.checkpoint_io import (
+    WanFolder,
+    folder_hash,
+    open_folder,
+    recast,
+    save_pipeline_folder,
+    whole_folder,
+)
 from aad1.models.critic import Critic
 from aad1.models.text import TextEncoder, build_tiny_text
 from aad1.models.vae import encode_video, geometry
@@ -44,6 +51,7 @@ from aad1.training.motion_guard import MotionGuard
 from aad1.training.randomness import generator_for
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 
@@ -346,6 +354,8 @@ class Assembly:
         part = PARTS.get(name, "student")
         with whole_folder(self.folder.path / part) as fresh:
             shutil.copytree(self.workspace.run(name) / "final" / part, fresh, dirs_exist_ok=True)
+            if self.recipe.new is not None:
+                recast(fresh, DTYPES[self.recipe.new.dtype])
 
     def _record_recipe(self, folder: Path, name: str, resume: bool) -> None:
         """Keep the recipe beside the run; a resumed run must have the same one, but for its length and reports."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,12 +29,16 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class NewFolder:
-    """Configs for `aad1 new`: a Wan folder with random weights, in diffusers' and transformers' own keys."""
+    """Configs for `aad1 new`: a Wan folder with random weights, in diffusers' and transformers' own keys.
+
+    dtype: what ``--install`` stores trained parts as (float16 halves the folder; all load as float32).
+    """
 
     vae: Mapping[str, Any]
     text: Mapping[str, Any]
     transformer: Mapping[str, Any]
     flow_shift: float
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

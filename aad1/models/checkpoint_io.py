@@ -378,10 +378,16 @@ def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
         part.save_pretrained(folder)
     if not isinstance(part, nn.Module):
         return
+    if dtype is not None:
+        recast(folder, dtype)
     for file in folder.glob("*.safetensors"):
-        if dtype is not None:
-            _recast(file, dtype)
         file.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files that only their owner may read
+
+
+def recast(folder: Path, dtype: torch.dtype) -> None:
+    """Rewrite the weights of one part as ``dtype``."""
+    for file in folder.glob("*.safetensors"):
+        _recast(file, dtype)
 
 
 def _recast(file: Path, dtype: torch.dtype) -> None:
@@ -390,7 +396,9 @@ def _recast(file: Path, dtype: torch.dtype) -> None:
         tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (not a mapping)
         metadata = source.metadata()
     cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    mode = file.stat().st_mode
     save_file(cast, file, metadata=metadata)
+    file.chmod(mode)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
