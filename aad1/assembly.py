@@ -318,7 +318,6 @@ class Assembly:
             LatentClips(self.clips, self.text, self.device),
             self.recipe.student.passes,
             self.showing,
-            MotionGuard(self.recipe.guard),
         )
 
     def _critic(self, config: CriticConfig) -> Critic:

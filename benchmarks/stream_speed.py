@@ -21,7 +21,7 @@ from aad1.data.world import make_clip
 from aad1.flow import euler_grid
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder
-from aad1.models.vae import decode_video, denormalise
+from aad1.models.vae import decode_video
 from aad1.runtime import keep_freed_memory
 from aad1.streaming import load_student
 from aad1.teacher_sampling import sample_teacher
@@ -84,7 +84,7 @@ def teacher_speed(model: str) -> dict[str, float]:
     with torch.no_grad():
         latents = denoise()
         sampling = median_seconds(denoise, TEACHER_CLIPS)
-        decoding = median_seconds(lambda: decode_video(vae, denormalise(vae, latents)), TEACHER_CLIPS)
+        decoding = median_seconds(lambda: decode_video(vae, latents), TEACHER_CLIPS)
     return {"teacher_fps": frames / (sampling + decoding), "teacher_denoiser_fps": frames / sampling}
 
 

@@ -30,7 +30,7 @@ def log_sigmoid(x: float) -> float:
     return -math.log(1 + math.exp(-x))
 
 
-def test_equation_3_is_the_mean_error_of_the_frames_that_carry_loss() -> None:
+def test_equation_3_counts_the_error_of_the_frames_that_carry_loss_over_all_frames() -> None:
     predicted, target = clip(0), clip(1)
     weight = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]], dtype=torch.float64)
     squares = [
@@ -38,7 +38,7 @@ def test_equation_3_is_the_mean_error_of_the_frames_that_carry_loss() -> None:
         for b, c, f, h, w in places(*SHAPE)
         if weight[b, f] == 1
     ]
-    assert float(ode_regression(predicted, target, weight)) == pytest.approx(sum(squares) / len(squares))
+    assert float(ode_regression(predicted, target, weight)) == pytest.approx(sum(squares) / predicted.numel())
 
 
 def test_equation_3_ignores_frames_without_weight() -> None:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aad1.errors import UserError
@@ -93,17 +91,6 @@ def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """z latents_std + latents_mean, per channel: what the VAE's decoder sees."""
     mean, std = _moments(vae, latents)
     return latents * std + mean
-
-
-def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
-    """Turn frames [..., 3, frames, height, width] in [-1, 1] into uint8 [..., frames, height, width, 3]."""
-    levels = frames.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return levels.movedim(-4, -1).contiguous().cpu().numpy()
-
-
-def from_uint8(frames: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Turn uint8 [..., frames, height, width, 3] into float frames [..., 3, frames, height, width] in [-1, 1]."""
-    return torch.as_tensor(frames).movedim(-1, -4).float().div(127.5).sub(1).contiguous()
 
 
 # --- streams ---------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from aad1.models.context import Visibility
 from aad1.models.critic import Critic, Granularity
 from aad1.objectives.adversarial import consistency, critic_loss, generator_loss
 from aad1.rollout import roll_clip
+from aad1.stages.base import PlainStage
 from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
-from aad1.training.motion_guard import MotionGuard
 from aad1.training.player import OptimizerConfig, Player
 
 NOISE_BANDS = ("low", "middle", "high")
@@ -69,7 +69,7 @@ class Noising(NamedTuple):
 
 
 @dataclass
-class AdversarialStage:
+class AdversarialStage(PlainStage):
     """Players: generator and critic."""
 
     config: AdversarialConfig
@@ -78,7 +78,6 @@ class AdversarialStage:
     dataset: LatentClips
     levels: Sequence[float]
     showing: Showing
-    guard: MotionGuard
     name: str = "adversarial"
     players: Mapping[str, Player] = field(init=False)
 
@@ -149,22 +148,8 @@ class AdversarialStage:
         return Loss(generator_loss(logit), {"logit": float(logit.detach().mean())})
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
-        """Roll the student out on held-out images; the guard keeps what it needs."""
-        measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
-        self.guard.observe(step, measured)
-        return measured
-
-    def stop_reason(self) -> str | None:
-        """The guard's word."""
-        return self.guard.stop_reason()
-
-    def state_dict(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
-        """What the guard has seen."""
-        return {"guard": self.guard.history}
-
-    def load_state_dict(self, state: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
-        """Take up what the guard had seen."""
-        self.guard.history = list(state["guard"])
+        """Roll the student out on held-out images and measure the clips."""
+        return self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
 
     def export(self, folder: Path) -> Path:
         """Save the averaged student."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class DmdWarmupStage:
     guard: MotionGuard
     name: str = "dmd_warmup"
     players: Mapping[str, Player] = field(init=False)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False)
@@ -111,25 +113,28 @@ class DmdWarmupStage:
         return self.negative_text.to(text).expand_as(text)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
-        """Roll the student out on held-out images; the guard keeps what it needs."""
+        """Roll the student out on held-out images; while its motion holds, these weights are the ones to keep."""
         measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
         self.guard.observe(step, measured)
+        if self.guard.stop_reason() is None or not self.kept:
+            self.kept = {n: p.detach().clone() for n, p in self.players["generator"].parameters.items()}
         return measured
 
     def stop_reason(self) -> str | None:
         """The guard's word: prolonged distribution matching leads to motion collapse."""
         return self.guard.stop_reason()
 
-    def state_dict(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
-        """What the guard has seen."""
-        return {"guard": self.guard.history}
+    def state_dict(self) -> dict[str, Any]:
+        """What the guard has seen, and the weights of the last evaluation that it let pass."""
+        return {"guard": self.guard.history, "kept": self.kept}
 
-    def load_state_dict(self, state: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
-        """Take up what the guard had seen."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
         self.guard.history = list(state["guard"])
+        self.kept = dict(state["kept"])
 
     def export(self, folder: Path) -> Path:
-        """Save the averaged student."""
-        with self.players["generator"].averaged():
-            save_transformer(self.generator_model, folder / "student")
+        """Save the student as it was when its motion last held."""
+        self.generator_model.load_state_dict(self.kept, strict=False)
+        save_transformer(self.generator_model, folder / "student")
         return folder / "student"

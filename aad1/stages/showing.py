@@ -28,7 +28,7 @@ from aad1.measures.reference import Reference
 from aad1.measures.world import measure_clip, pooled
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
-from aad1.models.vae import decode_video, denormalise
+from aad1.models.vae import decode_video
 from aad1.rollout import roll_clip
 from aad1.teacher_sampling import sample_teacher
 
@@ -128,9 +128,7 @@ class Showing:
 
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        return np.concatenate(
-            [tensor_to_video(decode_video(self.vae, denormalise(self.vae, clip[None]))) for clip in latents]
-        )
+        return np.concatenate([tensor_to_video(decode_video(self.vae, clip[None])) for clip in latents])
 
 
 def world_truth(source: str, frames: int) -> Truth:

@@ -22,11 +22,11 @@ class FlatMuon(torch.optim.Muon):
         views = [nn.Parameter(weight.data.flatten(1)) for weight in self.weights]
         super().__init__(views, lr=lr, weight_decay=weight_decay)
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Update the weights from their own gradients."""
         for weight, view in zip(self.weights, self.param_groups[0]["params"], strict=True):
             view.grad = None if weight.grad is None else weight.grad.flatten(1)
-        super().step(closure)
+        return super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the weights' gradients and the views' of them."""
