@@ -1,25 +1,34 @@
-"""The command line: ``aad1 demo | new | prepare | train | distill | generate``.
+"""The command line: ``aad1 demo | new | prepare | train | distill | generate | world-image``.
 
 Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted after saving.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from aad1.assembly import Assembly, new_folder
-from aad1.errors import UserError
-from aad1.recipe import Recipe, load_recipe
+from aad1.data.media import VideoWriter, open_image
+from aad1.data.world import SPLITS, make_clip
+from aad1.demo import Demo, DemoConfig
+from aad1.errors import UserError, nearest
+from aad1.recipe import load_recipe
 from aad1.runtime import keep_freed_memory
+from aad1.streaming import STUDENT, Session, Student, enlargement, frame_count, load_student, record
 from aad1.training.loop import Interrupted
 from aad1.workspace import Workspace
 
@@ -39,9 +48,9 @@ class New:
     folder: Positional[Path]
     recipe: RecipeName = "tiny"
 
-    def run(self, recipe: Recipe) -> None:
+    def run(self, extra: Sequence[str]) -> None:
         """Write the folder."""
-        new_folder(recipe, self.folder)
+        new_folder(load_recipe(self.recipe, extra), self.folder)
         say(f"wrote {self.folder}; train its parts with aad1 train text|vae|teacher --model {self.folder} --install")
 
 
@@ -56,9 +65,9 @@ class Prepare:
     recipe: RecipeName = "tiny"
     out: Out = Path("runs/tiny")
 
-    def run(self, recipe: Recipe) -> None:
+    def run(self, extra: Sequence[str]) -> None:
         """Encode clips or denoise trajectories."""
-        assembly = Assembly(recipe, Workspace(self.out))
+        assembly = Assembly(load_recipe(self.recipe, extra), Workspace(self.out))
         assembly.prepare_clips() if self.what == "clips" else assembly.prepare_trajectories()
 
 
@@ -76,9 +85,9 @@ class Train:
     resume: ResumeFlag = False
     install: Install = False
 
-    def run(self, recipe: Recipe) -> None:
+    def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
-        assembly = Assembly(recipe, Workspace(self.out))
+        assembly = Assembly(load_recipe(self.recipe, extra), Workspace(self.out))
         say(f"wrote {assembly.train(self.stage, self.resume)}")
         if self.install:
             assembly.install(self.stage)
@@ -97,25 +106,154 @@ class Distill:
     resume: ResumeFlag = False
     install: Install = False
 
-    def run(self, recipe: Recipe) -> None:
+    def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
-        assembly = Assembly(recipe, Workspace(self.out))
+        assembly = Assembly(load_recipe(self.recipe, extra), Workspace(self.out))
         say(f"wrote {assembly.distill(self.resume)}")
         if self.install:
             assembly.install("adversarial")
 
 
+@dataclass(frozen=True)
+class Generate:
+    """Animate an image: one pass a chunk, written as it is made, so any length needs the same memory.
+
+    Small pictures are enlarged by a whole factor (--scale), so that players do not blur them; --scale 1
+    keeps every pixel as it is. .gif and .webp hold all frames in memory until the end; .mp4 and a folder
+    of PNG frames do not. Example: aad1 generate --image still.png --prompt "a red disc moves left slowly"
+    --seconds 20 -o video.mp4
+    """
+
+    image: Annotated[Path | None, arg(help="any picture; it is cropped and scaled to the video's size (required)")] = (
+        None
+    )
+    prompt: Annotated[str | None, arg(help="what happens (required)")] = None
+    seconds: Annotated[float, arg(help="length of the video")] = 5.0
+    out: Annotated[Path, arg(aliases=["-o"], help=".mp4, .gif, .webp, or a new folder for PNG frames")] = Path(
+        "out.mp4"
+    )
+    model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
+    student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
+    seed: Annotated[int, arg(help="another seed, another video; a longer video begins like a shorter one")] = 0
+    fps: Annotated[float, arg(help="frames a second")] = 16.0
+    scale: Annotated[int | None, arg(help="enlarge pixels by this factor (default: small pictures only)")] = None
+    size: Annotated[tuple[int, int] | None, arg(help="height and width (default: what the student was trained at)")] = (
+        None
+    )
+    passes: Annotated[tuple[float, ...] | None, arg(help="noise levels of a chunk's passes (default: its own)")] = None
+    device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
+
+    def run(self, extra: Sequence[str]) -> None:
+        """Check what is cheap to check, load, stream, and say how fast it went."""
+        refuse(extra, type(self))
+        VideoWriter(self.out, fps=self.fps)  # refuses a bad name or rate before anything is loaded
+        total = frame_count(self.seconds, self.fps)
+        if self.image is None or self.prompt is None:
+            raise UserError(self._missing())
+        image = open_image(self.image)
+        student = load_student(self.model, student=self.student, device=self.device)
+        session = student.session(image, self.prompt, seed=self.seed, size=self.size, passes=self.passes)
+        scale = self.scale if self.scale is not None else enlargement(session.size)
+        made = record(session, total, self.out, fps=self.fps, scale=scale, metadata=self._metadata(session, student))
+        say(
+            f"wrote {made.path}: {total} frames, {total / self.fps:.4g} s at {self.fps:g} fps, "
+            f"{made.size[1]}x{made.size[0]}\n"
+            f"first frame after {made.first_frame:.2f} s, then {made.rate:.1f} frames a second"
+        )
+
+    def _missing(self) -> str:
+        lacking = "an --image and a --prompt" if self.image is None and self.prompt is None else ""
+        lacking = lacking or ("an --image" if self.image is None else "a --prompt")
+        return f"generate needs {lacking}; for the embedded world `aad1 world-image 7 -o x.png` makes one of each"
+
+    def _metadata(self, session: Session, student: Student) -> dict[str, object]:
+        return {
+            "prompt": session.prompt,
+            "seed": session.seed,
+            "model": student.name,
+            "fps": self.fps,
+            "size": list(session.size),
+            "passes": list(session.passes),
+            "aad1": version("aad1"),
+        }
+
+
+@dataclass(frozen=True)
+class WorldImage:
+    """Write a still of the embedded world and print its caption: something to animate.
+
+    Example: aad1 world-image 7 -o still.png
+    """
+
+    index: Positional[Annotated[int, arg(help="which scene, from 0")]]
+    out: Annotated[Path | None, arg(aliases=["-o"], help="the picture (default: world-INDEX.png)")] = None
+    split: Annotated[str, arg(help=f"one of {', '.join(SPLITS)}")] = "test"
+
+    def run(self, extra: Sequence[str]) -> None:
+        """Draw the scene's first frame."""
+        refuse(extra, type(self))
+        if self.split not in SPLITS:
+            raise UserError(f"there is no world split '{self.split}'{nearest(self.split, SPLITS)}")
+        if self.index < 0:
+            raise UserError(f"there is no scene {self.index}; use 0 or a larger whole number")
+        clip, out = make_clip(self.split, self.index, 1), self.out or Path(f"world-{self.index}.png")
+        write_image(out, clip.frames[0])
+        say(f"wrote {out}; its caption:\n{clip.caption}")
+        line = shlex.join(["aad1", "generate", "--image", str(out), "--prompt", clip.caption])
+        say(f"animate it with:\n{line} -o {shlex.quote(str(out.with_suffix('.mp4')))}")
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """See the whole method work: distil the bundled teacher in minutes, score every stage, and look at it.
+
+    Example: aad1 demo -o runs/demo
+    """
+
+    recipe: RecipeName = "demo"
+    out: Out = Path("runs/demo")
+    resume: ResumeFlag = False
+    clips: Annotated[int, arg(help="test clips that every row of the table is measured on")] = 16
+    shown: Annotated[int, arg(help="how many of them are on the page")] = 4
+
+    def run(self, extra: Sequence[str]) -> None:
+        """Run, and say where to look."""
+        config = DemoConfig(self.clips, self.shown)
+        page = Demo(load_recipe(self.recipe, extra), self.out, config, self.resume).run()
+        say(f"open {page.resolve()} in a browser\nthe table is in {page.with_name('table.json')}")
+
+
 Command = (
-    Annotated[New, subcommand("new")]
+    Annotated[DemoCommand, subcommand("demo")]
+    | Annotated[New, subcommand("new")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
+    | Annotated[Generate, subcommand("generate")]
+    | Annotated[WorldImage, subcommand("world-image")]
 )
 
 
 def say(text: str) -> None:
     """Print a line on stdout."""
     print(text, flush=True)
+
+
+def refuse(extra: Sequence[str], command: type) -> None:
+    """Raise UserError for the first word that a command without a recipe does not know."""
+    if extra:
+        names = [f"--{field.name}" for field in fields(command)]
+        word = extra[0].partition("=")[0]
+        raise UserError(f"'{word}' is not an option of this command{nearest(word, names)}")
+
+
+def write_image(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write uint8 [height, width, 3]; raises UserError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,8 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
     keep_freed_memory()
     try:
-        command, overrides = tyro.cli(Command, args=words, prog="aad1", return_unknown_args=True)  # type: ignore[call-overload]
-        command.run(load_recipe(command.recipe, overrides))
+        command, extra = tyro.cli(Command, args=words, prog="aad1", return_unknown_args=True)  # type: ignore[call-overload]
+        command.run(extra)
     except (UserError, Interrupted, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -138,5 +276,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     Console(stderr=True, soft_wrap=True).print(f"aad1: warning: {message}", markup=False, highlight=False)

@@ -32,3 +32,14 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' is not available here; use auto, cpu, or a GPU such as cuda:0") from error
     return device
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most, on the CPU and the GPU together; 0 where it cannot be told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return held + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)

@@ -1,0 +1,202 @@
+"""The demo's page: one HTML file that opens from disk, with its videos, curves and table inside."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from aad1.evaluation.chart import Chart, Line
+from aad1.evaluation.world import NOTE, JsonTable, missing_note
+from aad1.measures.world import MEASURES, Measure
+
+TEMPLATE = Path(__file__).parent / "static" / "demo.html"
+STAGES = ("ode_init", "dmd_warmup", "adversarial")
+NAMES = {
+    "truth": "truth",
+    "truth_vae": "truth through the VAE",
+    "frozen": "first frame, frozen",
+    "teacher": "teacher",
+    "ode_init": "student after I",
+    "dmd_warmup": "student after II",
+    "adversarial": "student after III",
+}
+MAIN = ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", "quality", "drift")
+NUMERALS = dict(zip(STAGES, ("I", "II", "III"), strict=True))
+
+Metrics = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Clips side by side in one video: a scene a row, a model a column; every cell ``cell`` pixels square."""
+
+    mp4: bytes
+    captions: Sequence[str]
+    columns: Sequence[str]
+    cell: int
+    frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class DemoPage:
+    """What the page shows.
+
+    table: as ``evaluation.world.table`` gives it; metrics: each stage's ``metrics.jsonl``; seconds: of each
+    phase; facts: (name, value) of the run; commands: (what it does, command line) to go on with.
+    """
+
+    panels: Panels
+    table: JsonTable
+    clips: int
+    metrics: Mapping[str, Metrics]
+    seconds: Mapping[str, float]
+    facts: Sequence[tuple[str, str]]
+    commands: Sequence[tuple[str, str]]
+
+
+def render(page: DemoPage) -> str:
+    """Fill the template."""
+    panels = page.panels
+    geometry = {
+        "columns": len(panels.columns),
+        "rows": len(panels.captions),
+        "cell": panels.cell,
+        "frames": panels.frames,
+        "fps": panels.fps,
+    }
+    parts = {
+        "minutes": _minutes(sum(page.seconds.values())),
+        "clips": str(page.clips),
+        "video": b64encode(panels.mp4).decode(),
+        "geometry": json.dumps(geometry),
+        "scenes": "".join(_scene(panels, row) for row in range(len(panels.captions))),
+        "last": str(panels.frames - 1),
+        "charts": "".join(charts(page.metrics)),
+        "table": html_table(page.table, [m for m in MEASURES if m.name in MAIN]),
+        "full_table": html_table(page.table, MEASURES),
+        "note": escape(" ".join(line for line in (NOTE, missing_note()) if line)),
+        "phases": _phases(page.seconds),
+        "facts": "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in page.facts),
+        "commands": "".join(f"<p>{escape(why)}</p><pre>{escape(line)}</pre>" for why, line in page.commands),
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for name, value in parts.items():
+        text = text.replace("{{" + name + "}}", value)
+    return text
+
+
+def _scene(panels: Panels, row: int) -> str:
+    cells = "".join(
+        f'<figure><canvas data-row="{row}" data-column="{column}" width="{panels.cell}" height="{panels.cell}" '
+        f'role="img" aria-label="{escape(NAMES.get(name, name))}"></canvas>'
+        f'<figcaption><i class="key {name}"></i>{escape(NAMES.get(name, name))}</figcaption></figure>'
+        for column, name in enumerate(panels.columns)
+    )
+    caption = escape(panels.captions[row])
+    return f'<section class="scene"><p class="caption">“{caption}”</p><div class="cells">{cells}</div></section>'
+
+
+# --- curves -----------------------------------------------------------------------------------
+
+
+def charts(metrics: Mapping[str, Metrics]) -> list[str]:
+    """Motion over all stages, then each stage's own curves, as figures."""
+    return [
+        _figure(
+            _motion(metrics),
+            "Motion of held-out rollouts while training: rho is their speed over the truth's, kappa what is left "
+            "of it at the end of a clip. Both should reach 1.",
+        ),
+        _figure(
+            _stage("I: regression loss", metrics, "ode_init", {"generator/loss": "loss"}),
+            "Distance of the student's one-pass estimate from the end of the teacher's path.",
+        ),
+        _figure(
+            _stage("II: fake score's loss", metrics, "dmd_warmup", {"fake_score/loss": "fake score"}),
+            "How well the second score model knows the student's own clips; the student's gradient is its "
+            "difference from the teacher.",
+        ),
+        _figure(
+            _stage("III: critic's gap", metrics, "adversarial", {"critic/gap": "gap"}, ideal=0.0),
+            "The critic's mean logit of real clips minus that of generated ones. At 0 it cannot tell them apart; "
+            "far above, it has won and teaches little.",
+        ),
+    ]
+
+
+def _figure(chart: Chart, words: str) -> str:
+    labels = "".join(f'<span><i class="key {line.style}"></i>{escape(line.label)}</span>' for line in chart.lines)
+    legend = f'<div class="legend">{labels}</div>' if len(chart.lines) > 1 else ""
+    return (
+        f'<figure class="chart"><h3>{escape(chart.title)}</h3>{legend}{chart.svg()}'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
+
+
+def _stage(
+    title: str, metrics: Mapping[str, Metrics], stage: str, keys: Mapping[str, str], ideal: float | None = None
+) -> Chart:
+    rows = metrics.get(stage, ())
+    lines = [Line(label, stage, [(r["step"], r[key]) for r in rows if key in r]) for key, label in keys.items()]
+    last = max((row["step"] for row in rows), default=1)
+    return Chart(title, lines, [(0, "0"), (last, f"{last:g} steps")], ideal=ideal)
+
+
+def _motion(metrics: Mapping[str, Metrics]) -> Chart:
+    """rho and kappa over the three stages, each stage a third of the width whatever its number of steps."""
+    lines = []
+    for key, style in (("rho", "first"), ("kappa", "second")):
+        points = []
+        for place, stage in enumerate(STAGES):
+            rows = metrics.get(stage, ())
+            last = max((row["step"] for row in rows), default=1)
+            points += [(place + row["step"] / last, row[f"eval/{key}"]) for row in rows if f"eval/{key}" in row]
+        lines.append(Line(key, style, points))
+    marks = [(0, ""), *((i + 0.5, f"stage {NUMERALS[stage]}") for i, stage in enumerate(STAGES)), (len(STAGES), "")]
+    return Chart("Motion: rho and kappa", lines, marks, walls=range(1, len(STAGES)), ideal=1.0)
+
+
+# --- table ------------------------------------------------------------------------------------
+
+
+def html_table(values: JsonTable, measures: Sequence[Measure]) -> str:
+    """A line a measure, a column a row of ``values``; means with their intervals beneath."""
+    shown = [m for m in measures if any(row.get(m.name) is not None for row in values.values())]
+    heads = "".join(
+        f'<th scope="col"><i class="key {name}"></i>{escape(NAMES.get(name, name))}</th>' for name in values
+    )
+    lines = "".join(
+        f'<tr><th scope="row">{escape(m.column)}<small>{escape(m.legend)}</small></th>'
+        f'<td class="ideal">{escape(m.ideal)}</td>{"".join(_cell(m, row.get(m.name)) for row in values.values())}</tr>'
+        for m in shown
+    )
+    head = f'<tr><th scope="col">measure</th><th scope="col">ideal</th>{heads}</tr>'
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(measure: Measure, value: list[float] | None) -> str:
+    if value is None:
+        return '<td class="none">N/A</td>'
+    mean, low, high = (f"{round(v, measure.digits) + 0.0:.{measure.digits}f}" for v in value)
+    return f"<td>{mean}<small>{low} to {high}</small></td>"
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+def _phases(seconds: Mapping[str, float]) -> str:
+    longest = max(seconds.values(), default=1.0) or 1.0
+    return "".join(
+        f'<li><span>{escape(name)}</span><span class="bar"><i style="width:{100 * value / longest:.1f}%"></i></span>'
+        f"<span>{_minutes(value)}</span></li>"
+        for name, value in seconds.items()
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
