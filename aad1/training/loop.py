@@ -195,13 +195,14 @@ class Run:
             found = self._evaluate()
             metrics |= {f"eval/{key}": value for key, value in found.items()}
         reason = self.stage.stop_reason()
-        self.finished = last or reason is not None
+        self.finished = reason is not None
+        ended = last or self.finished
         bar.advance(1, **metrics)
         if reason is not None:
             bar.print(f"{self.stage.name} stops at step {self.step}: {reason}")
-        if _due(self.step, self.config.log_every) or self.finished or any(k.startswith("eval/") for k in metrics):
+        if _due(self.step, self.config.log_every) or ended or any(k.startswith("eval/") for k in metrics):
             log.write(self.step, metrics)
-        if _due(self.step, self.config.save_every) or self.finished:
+        if _due(self.step, self.config.save_every) or ended:
             self.save()
 
     def _turn(self, index: int, name: str) -> dict[str, float]:
@@ -213,7 +214,7 @@ class Run:
             batch = self.stage.dataset.read(self.sampler.next(self.config.batch))
             loss = self.stage.loss(Turn(name, self.step), batch, noise)
             if not torch.isfinite(loss.value):
-                raise self._diverged(name, batch, f"loss is {float(loss.value)}")
+                raise self._diverged(name, batch, f"loss is {float(loss.value.detach())}")
             (loss.value / self.config.accumulate).backward()
             for key, value in {"loss": float(loss.value.detach()), **loss.metrics}.items():
                 totals[key] = totals.get(key, 0.0) + value / self.config.accumulate
