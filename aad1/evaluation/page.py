@@ -113,16 +113,16 @@ def charts(metrics: Mapping[str, Metrics]) -> list[str]:
             "of it at the end of a clip. Both should reach 1.",
         ),
         _figure(
-            _stage("I: regression loss", metrics, "ode_init", {"generator/loss": "loss"}),
+            _stage("Stage I: regression loss", metrics, "ode_init", {"generator/loss": "loss"}),
             "Distance of the student's one-pass estimate from the end of the teacher's path.",
         ),
         _figure(
-            _stage("II: fake score's loss", metrics, "dmd_warmup", {"fake_score/loss": "fake score"}),
+            _stage("Stage II: fake score's loss", metrics, "dmd_warmup", {"fake_score/loss": "fake score"}),
             "How well the second score model knows the student's own clips; the student's gradient is its "
             "difference from the teacher.",
         ),
         _figure(
-            _stage("III: critic's gap", metrics, "adversarial", {"critic/gap": "gap"}, ideal=0.0),
+            _stage("Stage III: critic's gap", metrics, "adversarial", {"critic/gap": "gap"}, ideal=0.0),
             "The critic's mean logit of real clips minus that of generated ones. At 0 it cannot tell them apart; "
             "far above, it has won and teaches little.",
         ),
