@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch._dynamo  # the first optimizer step would import it, in every process
 from torch import Tensor, nn
 
 from aad1.data.latents import Sampler
@@ -519,7 +520,7 @@ def die_at(operation: int) -> None:
 def processes() -> Any:
     """Fresh processes without the imports' seconds: they are forks of a server that has made them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["__main__", __name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         forkserver.ensure_running()
