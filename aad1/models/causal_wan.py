@@ -143,12 +143,13 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         frames = latents.shape[2] // self.config.patch_size[0]
         past = context.frames if context is not None else 0
         hidden = self.patch_embedding(latents)
-        rotation = self._rotation(past + frames, hidden.shape[3], hidden.shape[4])
+        grid = hidden.shape[3:]
         hidden = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens, dim]
         temb, modulation, text, _ = self.condition_embedder(
             (t * TIMESTEP_SCALE).flatten(), text, None, timestep_seq_len=frames
         )
         views = next_chunk_view(past, frames) if context is not None else self._views(frames, visibility)
+        rotation = self._rotation(max(len(view.keys) for view in views), *grid)
         return Step(hidden.contiguous(), modulation.unflatten(2, (6, -1)).float(), temb, text, views, rotation)
 
     def _views(self, frames: int, visibility: Visibility) -> list[View]:

@@ -21,9 +21,8 @@ from aad1.models.checkpoint_io import save_transformer
 from aad1.models.context import Visibility
 from aad1.models.critic import Critic, Granularity
 from aad1.objectives.adversarial import consistency, critic_loss, generator_loss
-from aad1.rollout import roll_clip
 from aad1.stages.base import PlainStage
-from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, noise_like, roll_batch, uniform
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
@@ -97,9 +96,9 @@ class AdversarialStage(PlainStage):
         self._let_critic_learn(turn.player == "critic")
         if turn.player == "critic":
             with torch.no_grad():
-                fake = self._rollout(batch, noise)
+                fake = roll_batch(self.generator_model, batch, self.levels, noise)
             return self._critic_loss(batch, fake, noise)
-        return self._generator_loss(batch, self._rollout(batch, noise), noise)
+        return self._generator_loss(batch, roll_batch(self.generator_model, batch, self.levels, noise), noise)
 
     def _let_critic_learn(self, on: bool) -> None:
         """Whether passes record gradient for the critic's weights.
@@ -109,17 +108,6 @@ class AdversarialStage(PlainStage):
         """
         for parameter in self.players["critic"].parameters.values():
             parameter.requires_grad_(on)
-
-    def _rollout(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
-        start = noise_like(batch.latents[:, :, 1:], noise)
-        return roll_clip(
-            self.generator_model,
-            batch.image,
-            batch.text,
-            start,
-            levels=self.levels,
-            renoise=lambda like: noise_like(like, noise),
-        )
 
     def _noising(self, clip: Tensor, noise: torch.Generator) -> Noising:
         low, high = self.config.t_range

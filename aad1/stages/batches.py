@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from aad1.data.latents import LatentStore
+from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
+from aad1.rollout import roll_clip
 
 
 class ClipBatch(NamedTuple):
@@ -61,6 +63,20 @@ class Trajectories:
         tensors, rows = self.store.read(indices)
         text = self.text.embed([row["caption"] for row in rows])
         return TrajectoryBatch(tensors["points"].float().to(self.device), text.to(self.device))
+
+
+def roll_batch(
+    generator: CausalWanTransformer3DModel, batch: ClipBatch, levels: Sequence[float], noise: torch.Generator
+) -> Tensor:
+    """Roll the generator out over its own outputs from a batch's images and prompts (Eq. 4, Eq. 7)."""
+    return roll_clip(
+        generator,
+        batch.image,
+        batch.text,
+        noise_like(batch.latents[:, :, 1:], noise),
+        levels=levels,
+        renoise=lambda like: noise_like(like, noise),
+    )
 
 
 def noise_like(latents: Tensor, noise: torch.Generator) -> Tensor:

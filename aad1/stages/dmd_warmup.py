@@ -20,8 +20,7 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.dmd import dmd_gradient, dmd_surrogate
 from aad1.objectives.flow_matching import flow_matching
-from aad1.rollout import roll_clip
-from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, noise_like, roll_batch, uniform
 from aad1.stages.showing import Showing
 from aad1.teacher_sampling import guided_velocity
 from aad1.training.loop import LoopConfig, Loss, Turn
@@ -73,20 +72,9 @@ class DmdWarmupStage:
         """Eq. 5 for the fake score, Eq. 6 for the generator, each on a fresh rollout (Eq. 4)."""
         if turn.player == "fake_score":
             with torch.no_grad():
-                clip = self._rollout(batch, noise)
+                clip = roll_batch(self.generator_model, batch, self.levels, noise)
             return self._fake_score_loss(clip, batch.text, noise)
-        return self._generator_loss(self._rollout(batch, noise), batch.text, noise)
-
-    def _rollout(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
-        start = noise_like(batch.latents[:, :, 1:], noise)
-        return roll_clip(
-            self.generator_model,
-            batch.image,
-            batch.text,
-            start,
-            levels=self.levels,
-            renoise=lambda like: noise_like(like, noise),
-        )
+        return self._generator_loss(roll_batch(self.generator_model, batch, self.levels, noise), batch.text, noise)
 
     def _noised(self, clip: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The whole clip at one random level a sample: x_tau, its noise, and tau [batch, frames]."""

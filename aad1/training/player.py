@@ -113,17 +113,6 @@ class Player:
         finally:
             self._assign(own)
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Inside, a forward records no gradient for this player's weights, only for its inputs."""
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in self.parameters.values():
-                parameter.requires_grad_(True)
-
     @torch.no_grad()
     def _assign(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
