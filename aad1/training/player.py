@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aad1.errors import UserError
-from aad1.training.muon import FlatMuon, is_matrix
+from aad1.training.muon import Muon, is_matrix
 
 CHANGELESS_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -156,7 +156,7 @@ def _optimizers(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig)
     adamw = torch.optim.AdamW(_parameter_groups(rest, config), betas=config.betas, weight_decay=config.weight_decay)
     if not matrices:
         return [adamw]
-    muon = FlatMuon(list(matrices.values()), config.muon_lr, config.weight_decay)
+    muon = Muon(list(matrices.values()), config.muon_lr, config.weight_decay)
     muon.param_groups[0]["base_lr"] = config.muon_lr
     return [adamw, muon]
 
