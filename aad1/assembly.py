@@ -289,7 +289,8 @@ class Assembly:
         wanted = self.recipe.trajectories
         held = store.manifest.extra
         check_levels(held["stored_levels"], wanted.stored_levels)
-        expected = manifest_for(wanted, self.clips, folder_hash(self.folder.path / "transformer"), self.recipe.seed)
+        teacher = folder_hash(self.folder.path / "transformer")
+        expected = manifest_for(wanted, self.clips, teacher, self.recipe.seed, self.recipe.negative_prompt)
         shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "fps")}
         require(store, **shape, **expected.extra)
         data = Trajectories(store, self.text, self.device)

@@ -271,7 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         stopped = not isinstance(error, UserError)
-        Console(stderr=True, soft_wrap=True).print(f"aad1: {error or 'interrupted'}", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"aad1: {str(error) or 'interrupted'}", markup=False, highlight=False
+        )
         return 130 if stopped else 2
     return 0
 

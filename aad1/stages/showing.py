@@ -128,7 +128,9 @@ class Showing:
 
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        return np.concatenate([tensor_to_video(decode_video(self.vae, clip[None], frames_per_call=None)) for clip in latents])
+        return np.concatenate(
+            [tensor_to_video(decode_video(self.vae, clip[None], frames_per_call=None)) for clip in latents]
+        )
 
 
 def world_truth(source: str, frames: int) -> Truth:

@@ -54,11 +54,14 @@ def stored_indices(config: TrajectoryConfig) -> list[int]:
     return [i for i in found if i is not None]
 
 
-def manifest_for(config: TrajectoryConfig, clips: LatentStore, teacher_hash: str, seed: int) -> Manifest:
+def manifest_for(
+    config: TrajectoryConfig, clips: LatentStore, teacher_hash: str, seed: int, negative_prompt: str
+) -> Manifest:
     """What a trajectory store of these settings says of itself."""
     settings: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in ("count", "batch")}
     held = clips.manifest
     extra = {**settings, "stored_levels": config.stored_levels, "teacher": teacher_hash, "seed": seed}
+    extra["negative_prompt"] = negative_prompt
     return Manifest("trajectories", held.encoder, held.fps, held.size, held.frames, extra=extra)
 
 
@@ -76,16 +79,20 @@ def make_trajectories(
     """Denoise the captions of ``clips`` from fresh noise and store the points; continues an unfinished store."""
     keep = stored_indices(config)
     captions = [clips.row(index % len(clips))["caption"] for index in range(config.count)]
-    with StoreWriter(out, manifest_for(config, clips, teacher_hash, seed)) as writer:
+    with StoreWriter(out, manifest_for(config, clips, teacher_hash, seed, negative_prompt)) as writer:
         bar = Progress("trajectories", config.count, done=writer.completed, unit="clip")
         with bar:
-            for start in range(writer.completed, config.count, config.batch):
+            # Whole batches, also where a part of one is done: a result's last bits may depend on its neighbours.
+            begun = writer.completed % config.batch if writer.completed < config.count else 0
+            for start in range(writer.completed - begun, config.count, config.batch):
                 indices = range(start, min(start + config.batch, config.count))
                 noise = _noise(clips, indices, seed, teacher.device)
                 points = _points(teacher, text, noise, [captions[i] for i in indices], negative_prompt, config, keep)
+                before = writer.completed
                 for index, point in zip(indices, points, strict=True):
-                    writer.add({"points": point.half()}, {"caption": captions[index], "source": f"teacher:{index}"})
-                bar.advance(len(indices))
+                    if index >= before:
+                        writer.add({"points": point.half()}, {"caption": captions[index], "source": f"teacher:{index}"})
+                bar.advance(writer.completed - before)
 
 
 def _noise(clips: LatentStore, indices: Sequence[int], seed: int, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ A stage says who plays, in which order and what each one's loss is; the loop hol
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -259,7 +260,13 @@ def _due(step: int, every: int) -> bool:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that becomes non-empty on Ctrl-C or SIGTERM, so that the loop can finish its step and save."""
     seen: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: object) -> None:
+        if not seen:
+            print("aad1: finishing this step, then saving", file=sys.stderr, flush=True)
+        seen.append(number)
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen
     finally:
