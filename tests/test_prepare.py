@@ -24,14 +24,13 @@ from aad1.data.prepare import (
     parse_world_source,
     prepare_clips,
     world_clips,
-    world_manifest,
 )
-from aad1.data.world import SPLITS, make_clip
+from aad1.data.world import FPS, SIZE, SPLITS, make_clip
 from aad1.errors import UserError
 from aad1.progress import Progress
 
 FRAMES = 5
-MANIFEST = world_manifest("toy", FRAMES)
+MANIFEST = Manifest("latents", "toy", float(FPS), (SIZE, SIZE), FRAMES)
 
 
 def encode(video: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from aad1.data.clips import ClipError, ClipFile, read_clip
 from aad1.data.latents import SHARD_SIZE, SKIPPED, Manifest, Skip, StoreWriter
 from aad1.data.media import video_to_tensor
-from aad1.data.world import FPS, SIZE, SPLITS, Track, make_clip, sample_scene
+from aad1.data.world import SPLITS, Track, make_clip, sample_scene
 from aad1.errors import UserError, nearest
 from aad1.progress import Progress
 
@@ -94,11 +94,6 @@ def file_clips(clips: Sequence[ClipFile], *, size: tuple[int, int], fps: float, 
     """A user's clips (``find_clips``), read at these settings; rows name them as the user's list does."""
     read = partial(read_clip, size=size, fps=fps, frames=frames)
     return [SourceClip(clip.name, clip.caption, partial(read, clip)) for clip in clips]
-
-
-def world_manifest(encoder: str, frames: int) -> Manifest:
-    """The manifest of a store of the embedded world."""
-    return Manifest("latents", encoder, float(FPS), (SIZE, SIZE), frames)
 
 
 # --- the work ---------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ together, so that a frame's modulation is broadcast instead of copied to each to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -263,8 +262,3 @@ def cross_attention(attn: Any, hidden: Tensor, text: Tensor) -> Tensor:
     q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, keys, values))
     out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     return attn.to_out[0](out).reshape_as(hidden)
-
-
-def tokens_per_frame(config: Any, height: int, width: int) -> int:
-    """Tokens of one latent frame of this size."""
-    return height * width // math.prod(config.patch_size[1:])

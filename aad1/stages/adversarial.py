@@ -22,12 +22,10 @@ from aad1.models.context import Visibility
 from aad1.models.critic import Critic, Granularity
 from aad1.objectives.adversarial import consistency, critic_loss, generator_loss
 from aad1.stages.base import PlainStage
-from aad1.stages.batches import ClipBatch, LatentClips, noise_like, roll_batch, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, noise_like, roll_batch, uniform
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
-
-NOISE_BANDS = ("low", "middle", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +148,10 @@ def critic_health(real: Tensor, fake: Tensor, t: Tensor) -> dict[str, float]:
     """Whether the critic tells clips apart: logits, their gap, accuracy overall and by noise level."""
     right = torch.stack([real > 0, fake < 0]).float()
     accuracy = right.reshape(2, len(t), -1).mean(dim=(0, 2))
-    band = (t[:, 0] * len(NOISE_BANDS)).long().clamp_max(len(NOISE_BANDS) - 1)
-    by_level = {name: accuracy[band == i] for i, name in enumerate(NOISE_BANDS)}
     return {
         "logit_real": float(real.mean()),
         "logit_fake": float(fake.mean()),
         "gap": float(real.mean() - fake.mean()),
         "accuracy": float(accuracy.mean()),
-        **{f"accuracy_t_{name}": float(values.mean()) for name, values in by_level.items() if len(values)},
+        **by_noise_level("accuracy", accuracy, t[:, 0]),
     }

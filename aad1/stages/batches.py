@@ -13,6 +13,8 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.rollout import roll_clip
 
+NOISE_BANDS = ("low", "middle", "high")
+
 
 class ClipBatch(NamedTuple):
     """latents: [batch, channels, frames, height, width], image frame first; text: [batch, length, dim]."""
@@ -77,6 +79,13 @@ def roll_batch(
         levels=levels,
         renoise=lambda like: noise_like(like, noise),
     )
+
+
+def by_noise_level(name: str, values: Tensor, level: Tensor) -> dict[str, float]:
+    """Mean of ``values`` [batch] in three bands of the noise level [batch], for the log; empty bands are left out."""
+    band = (level * len(NOISE_BANDS)).long().clamp_max(len(NOISE_BANDS) - 1)
+    parts = {f"{name}_t_{which}": values[band == i] for i, which in enumerate(NOISE_BANDS)}
+    return {key: float(part.mean()) for key, part in parts.items() if len(part)}
 
 
 def noise_like(latents: Tensor, noise: torch.Generator) -> Tensor:

@@ -18,12 +18,10 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.flow_matching import flow_matching
 from aad1.stages.base import PlainStage
-from aad1.stages.batches import ClipBatch, LatentClips, noise_like, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, noise_like, uniform
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
-
-NOISE_BANDS = ("low", "middle", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +74,6 @@ class TeacherStage(PlainStage):
 
 
 def _loss_by_level(predicted: Tensor, target: Tensor, level: Tensor) -> dict[str, float]:
-    """Mean squared error in three bands of t, which fall at very different rates."""
+    """Mean squared error by noise level: the bands fall at very different rates."""
     error = (predicted.detach() - target).square().mean(dim=(1, 2, 3, 4))
-    band = (level[:, 0] * len(NOISE_BANDS)).long().clamp_max(len(NOISE_BANDS) - 1)
-    means = {name: error[band == i] for i, name in enumerate(NOISE_BANDS)}
-    return {f"loss_t_{name}": float(values.mean()) for name, values in means.items() if len(values)}
+    return by_noise_level("loss", error, level[:, 0])
