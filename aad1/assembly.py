@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from aad1.data.clips import find_clips
-from aad1.data.latents import LatentStore, Manifest, require, write_atomic
+from aad1.data.latents import LatentStore, Manifest, require
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
 from aad1.data.world import FPS, SIZE, vocabulary
 from aad1.errors import UserError, nearest
+from aad1.files import write_atomic
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
     WanFolder,

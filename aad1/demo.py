@@ -25,13 +25,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from aad1.assembly import Assembly
 from aad1.data.clips import read_video
-from aad1.data.latents import write_atomic
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS, SIZE, WORLD_VERSION, Clip, Truth
 from aad1.errors import UserError
 from aad1.evaluation.models import TeacherSampling, student_samples, teacher_samples, vae_samples
 from aad1.evaluation.page import DemoPage, Panels, render
 from aad1.evaluation.world import CONTROLS, Row, evaluate, protocol_clips, table
+from aad1.files import write_atomic
 from aad1.models.checkpoint_io import folder_hash
 from aad1.progress import Progress
 from aad1.recipe import Recipe

@@ -11,6 +11,7 @@ Axes: latents are [batch, channels, frames, height, width]; ``t`` is [batch, fra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,3 +67,13 @@ def grid_index(grid: Sequence[float], level: float) -> int | None:
     """Where ``level`` stands in ``grid``, or None when the grid does not contain it."""
     index = min(range(len(grid)), key=lambda i: abs(grid[i] - level))
     return index if abs(grid[index] - level) < GRID_TOLERANCE else None
+
+
+def are_pass_levels(levels: Sequence[float]) -> bool:
+    """Whether a chunk can be denoised at these noise levels: the first is 1, they fall, the last is above 0."""
+    return (
+        len(levels) > 0
+        and levels[0] == 1
+        and levels[-1] > 0
+        and all(after < before for before, after in pairwise(levels))
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from aad1.errors import UserError, nearest
+from aad1.flow import are_pass_levels
 from aad1.stages.adversarial import AdversarialConfig
 from aad1.stages.dmd_warmup import DmdWarmupConfig
 from aad1.stages.ode_init import OdeInitConfig
@@ -82,8 +82,7 @@ class Student:
                 f"local_attn_size must hold a chunk ({self.num_frames_per_block} latent frames) or be -1 (unlimited), "
                 f"not {self.local_attn_size}"
             )
-        falling = all(after < before for before, after in pairwise(self.passes))
-        if self.passes[:1] != (1.0,) or not falling or self.passes[-1] <= 0:
+        if not are_pass_levels(self.passes):
             raise ValueError(f"passes must fall from 1 and end above 0, not {list(self.passes)}")
 
 

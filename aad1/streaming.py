@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aad1.data.media import VideoWriter, fit_image, tensor_to_video, video_to_tensor
 from aad1.errors import UserError
+from aad1.flow import are_pass_levels
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import WanFolder, open_folder
 from aad1.models.text import TextEncoder
@@ -169,8 +170,7 @@ def picture_size(
 
 def check_passes(passes: Sequence[float]) -> tuple[float, ...]:
     """Return noise levels that fall from 1; UserError for others."""
-    falling = all(high > low for high, low in pairwise(passes))
-    if not passes or passes[0] != 1 or passes[-1] <= 0 or not falling:
+    if not are_pass_levels(passes):
         raise UserError(f"passes {list(passes)}: noise levels must begin at 1, fall, and stay above 0, e.g. 1 0.8333")
     return tuple(passes)
 

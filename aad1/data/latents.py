@@ -11,13 +11,10 @@ a continued store has the same bytes as an unbroken one.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -32,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from aad1.errors import UserError
+from aad1.files import sync, write_atomic, write_errors
 
 FORMAT = 1
 MANIFEST, SKIPPED = "manifest.json", "skipped.jsonl"
@@ -88,44 +86,6 @@ class _Index:
     shards: tuple[Shard, ...] = ()
     completed: int = 0
     complete: bool = False
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, rename: ``path`` is the old file or the whole new one, never half.
-
-    Raises UserError when the disk is full or the place is not writable; nothing is left behind then.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    full = error.errno == errno.ENOSPC
-    what = "the disk is full; free some space" if full else f"{error.strerror}; make it writable"
-    return UserError(f"cannot write {path}: {what} and run the same command again")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system allows it."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -324,13 +284,10 @@ class StoreWriter:
 
     def _append_skip(self, skip: Skip) -> None:
         path = self.folder / SKIPPED
-        try:
+        with write_errors(path):
             with path.open("ab") as file:
                 file.write(_json_lines([asdict(skip)]))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _cannot_write(path, error) from None
+            sync(path)
         self._skips[skip.position] = skip
 
     def _flush(self) -> None:

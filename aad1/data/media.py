@@ -11,7 +11,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -238,26 +239,27 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-class _Sink:
+class _Sink(ABC):
     """Where frames go: one subclass a format. ``add`` takes uint8 [height, width, 3]."""
 
     def __init__(self, fps: float, note: str) -> None:
         self.fps, self.note = fps, note
 
-    def open(self, path: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def open(self, path: Path) -> None: ...
 
-    def add(self, frame: NDArray[np.uint8]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def add(self, frame: NDArray[np.uint8]) -> None: ...
 
-    def close(self, finish: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self, finish: bool) -> None: ...
 
 
 def _sink_for(suffix: str, fps: float, note: str, crf: int, pixel_format: str) -> _Sink:
     if suffix == ".mp4":
         return _Mp4(fps, note, crf, pixel_format)
-    return {".gif": _Gif, ".webp": _WebP, "": _Frames}[suffix](fps, note)
+    kinds: dict[str, Callable[[float, str], _Sink]] = {".gif": _Gif, ".webp": _WebP, "": _Frames}
+    return kinds[suffix](fps, note)
 
 
 class _Mp4(_Sink):
@@ -340,8 +342,8 @@ class _Animation(_Sink):
         if finish:
             self.save()
 
-    def save(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def save(self) -> None: ...
 
 
 class _Gif(_Animation):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from aad1.models.text import TextEncoder
 from aad1.rollout import roll_clip
 
 NOISE_BANDS = ("low", "middle", "high")
+Batch = TypeVar("Batch")
 
 
 class ClipBatch(NamedTuple):
@@ -35,8 +36,11 @@ class TrajectoryBatch(NamedTuple):
     text: Tensor
 
 
-class LatentClips:
-    """Clips of a latent store on ``device``."""
+class Stored(Generic[Batch]):
+    """Captioned tensors of a store on ``device``, read as batches; a subclass says which tensor and which batch."""
+
+    tensor: str
+    batch: Callable[[Tensor, Tensor], Batch]
 
     def __init__(self, store: LatentStore, text: TextEncoder, device: torch.device) -> None:
         self.store, self.text, self.device = store, text, device
@@ -44,27 +48,23 @@ class LatentClips:
     def __len__(self) -> int:
         return len(self.store)
 
-    def read(self, indices: Sequence[int]) -> ClipBatch:
-        """The clips at ``indices``."""
+    def read(self, indices: Sequence[int]) -> Batch:
+        """The items at ``indices``, their captions embedded."""
         tensors, rows = self.store.read(indices)
         text = self.text.embed([row["caption"] for row in rows])
-        return ClipBatch(tensors["latents"].float().to(self.device), text.to(self.device))
+        return type(self).batch(tensors[self.tensor].float().to(self.device), text.to(self.device))
 
 
-class Trajectories:
-    """Teacher trajectories of a store on ``device``."""
+class LatentClips(Stored[ClipBatch]):
+    """Clips of a latent store."""
 
-    def __init__(self, store: LatentStore, text: TextEncoder, device: torch.device) -> None:
-        self.store, self.text, self.device = store, text, device
+    tensor, batch = "latents", ClipBatch
 
-    def __len__(self) -> int:
-        return len(self.store)
 
-    def read(self, indices: Sequence[int]) -> TrajectoryBatch:
-        """The trajectories at ``indices``."""
-        tensors, rows = self.store.read(indices)
-        text = self.text.embed([row["caption"] for row in rows])
-        return TrajectoryBatch(tensors["points"].float().to(self.device), text.to(self.device))
+class Trajectories(Stored[TrajectoryBatch]):
+    """Teacher trajectories of a store."""
+
+    tensor, batch = "points", TrajectoryBatch
 
 
 def roll_batch(

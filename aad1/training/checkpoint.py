@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from aad1.errors import UserError
+from aad1.files import sync
 
 FORMAT = 1
 WRITING = ".writing-"
@@ -92,12 +92,3 @@ def _complete(folder: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

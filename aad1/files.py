@@ -1,0 +1,50 @@
+"""Files that survive a kill or a full disk: written beside, flushed, renamed; old or whole, never half."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from aad1.errors import UserError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, rename: ``path`` is the old file or the whole new one, never half.
+
+    Raises UserError when the disk is full or the place is not writable; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with write_errors(path):
+        try:
+            temporary.write_bytes(data)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """A full disk or a place that cannot be written becomes a UserError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        what = "the disk is full; free some space" if full else f"{error.strerror}; make it writable"
+        raise UserError(f"cannot write {path}: {what} and run the same command again") from None
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that it survives a power cut; not every system can flush folders."""
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
