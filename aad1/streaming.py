@@ -34,6 +34,7 @@ from aad1.training.randomness import generator_for
 from aad1.workspace import model_path
 
 STUDENT = "student"
+PIXELS_AT_ONCE = 256 * 256  # latent frames in a pass of the decoder x their picture: large ones go one by one
 SMALL_SIDE = 384  # px; players blur what they enlarge, so smaller pictures are enlarged pixel by pixel
 
 Frames = NDArray[np.uint8]
@@ -114,7 +115,8 @@ class Session:
 
         The first chunk has one frame more than the others: the image itself, as the VAE decodes it.
         """
-        decoder, latents = DecodeStream(self.vae), self._latents()
+        at_once = max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1]))
+        decoder, latents = DecodeStream(self.vae, frames_per_call=at_once), self._latents()
         while True:
             with torch.no_grad():  # around the work alone: the consumer's gradient mode is not ours to change
                 frames = tensor_to_video(decoder.decode(next(latents)))[0]

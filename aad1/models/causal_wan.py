@@ -134,8 +134,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     ) -> list[Tensor]:
         """Hidden states after the given blocks, each [batch, frames, tokens, dim] (what a critic's heads read)."""
         step = self._embed(latents, t, text, visibility, None)
-        wanted = set(layers)
-        outputs = {i: o.hidden for i, o in enumerate(self._blocks(step, None)) if i in wanted}
+        outputs = [o.hidden for _, o in zip(range(max(layers) + 1), self._blocks(step, None), strict=False)]
         return [outputs[layer] for layer in layers]
 
     def _embed(self, latents: Tensor, t: Tensor, text: Tensor, visibility: Visibility, context: Context | None) -> Step:

@@ -12,11 +12,14 @@ kept unless the input asks for one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from aad1.errors import UserError
 
@@ -96,6 +99,27 @@ def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 # --- streams ---------------------------------------------------------------------------------
 
 
+class _OneVideoKernels(TorchFunctionMode):
+    """The same operations by kernels that suit one small video on a CPU; elsewhere nothing changes.
+
+    PyTorch sends a small 3-D convolution of one clip to a kernel ten times slower than oneDNN's, and its norm
+    over channels strides through memory; together they take two thirds of a streamed decoding (docs/log.md).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.normalize and args[0].device.type == "cpu" and kwargs["p"] == 2:
+            x = args[0]
+            return x / x.square().sum(kwargs["dim"], keepdim=True).sqrt().clamp_min(kwargs["eps"])
+        if func is torch.conv3d and not kwargs and _suits_onednn(args[0]):
+            x, weight, bias, stride, padding, dilation, groups = args
+            return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+        return func(*args, **(kwargs or {}))
+
+
+def _suits_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
 class _Stream:
     """A position in a video and the features that the next chunk's convolutions need."""
 
@@ -139,7 +163,8 @@ class DecodeStream(_Stream):
         pieces = []
         for part in z.split(self._split(z.shape[2]), dim=2):
             first = self.latent_frames == 0
-            pieces.append(self.vae.decoder(part, feat_cache=self._cache, feat_idx=[0], first_chunk=first))
+            with _OneVideoKernels():
+                pieces.append(self.vae.decoder(part, feat_cache=self._cache, feat_idx=[0], first_chunk=first))
             self.latent_frames += part.shape[2]
         return unpatchify(torch.cat(pieces, 2), self.vae.config.patch_size or 1).clamp(-1, 1)
 
@@ -164,7 +189,8 @@ class EncodeStream(_Stream):
         for count in self._split(self._latent_frames(frames.shape[2])):
             pixels = 1 if self.latent_frames == 0 else count * self.geometry.temporal
             part, x = x[:, :, :pixels], x[:, :, pixels:]
-            pieces.append(self.vae.encoder(part, feat_cache=self._cache, feat_idx=[0]))
+            with _OneVideoKernels():
+                pieces.append(self.vae.encoder(part, feat_cache=self._cache, feat_idx=[0]))
             self.latent_frames += count
         mode = self.vae.quant_conv(torch.cat(pieces, 2)).chunk(2, dim=1)[0]
         return normalise(self.vae, mode)
