@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from aad1.errors import UserError, nearest
 from aad1.flow import are_pass_levels
+from aad1.limits import Count, Natural, Positive, Seed, Sides
 from aad1.stages.adversarial import AdversarialConfig
 from aad1.stages.dmd_warmup import DmdWarmupConfig
 from aad1.stages.ode_init import OdeInitConfig
@@ -51,32 +52,24 @@ class Data:
     """
 
     source: str
-    clips: int
-    validation: int
-    frames: int
-    fps: float
-    size: tuple[int, int]
-    batch: int = 4
-
-    def __post_init__(self) -> None:
-        _at_least(1, clips=self.clips, validation=self.validation, batch=self.batch, size=min(self.size))
-        _at_least(2, frames=self.frames)  # one frame is an image: nothing would move
-        if not 0 < self.fps < float("inf"):
-            raise ValueError(f"fps must be above 0, not {self.fps}")
+    clips: Count
+    validation: Count
+    frames: Annotated[int, Field(ge=2)]  # one frame is an image: nothing would move
+    fps: Positive
+    size: Sides
+    batch: Count = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """The causal generator: latent frames a chunk, window and sink, and the noise levels of its passes."""
 
-    num_frames_per_block: int = 4
+    num_frames_per_block: Count = 4
     local_attn_size: int = 9
-    sink_size: int = 1
+    sink_size: Natural = 1
     passes: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        _at_least(1, num_frames_per_block=self.num_frames_per_block)
-        _at_least(0, sink_size=self.sink_size)
         if 0 <= self.local_attn_size < self.num_frames_per_block or self.local_attn_size < -1:
             raise ValueError(
                 f"local_attn_size must hold a chunk ({self.num_frames_per_block} latent frames) or be -1 (unlimited), "
@@ -94,7 +87,7 @@ class Recipe:
     (results are reproducible for the same number; 0 = all cores).
     """
 
-    seed: int
+    seed: Seed
     model: str
     data: Data
     student: Student
@@ -110,21 +103,7 @@ class Recipe:
     showing: ShowingConfig = field(default_factory=ShowingConfig)
     negative_prompt: str = ""
     device: str = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        _at_least(0, seed=self.seed, threads=self.threads)
-        plan = self.trajectories
-        parts = {"count": plan.count, "batch": plan.batch, "steps": plan.steps, "levels": len(plan.levels)}
-        _at_least(1, **{f"trajectories.{name}": value for name, value in parts.items()})
-        _at_least(1, **{f"showing.{name}": value for name, value in vars(self.showing).items()})
-        _at_least(1, **{"guard.patience": self.guard.patience})
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+    threads: Natural = 0
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -429,7 +429,7 @@ def test_a_damaged_store(mistake: Mistakes, work: Callable[..., list[str]], tmp_
         (["--data.size=[128,128]"], "the embedded world has size [64, 64] and fps 16"),
         (["--data.fps=8"], "the embedded world has size [64, 64] and fps 16"),
         (["--data.frames=16"], "16 frames do not fit the VAE: allowed are 1 + 4n; use 13 or 17"),
-        (["--data.frames=1"], "frames must be at least 2"),
+        (["--data.frames=1"], "data.frames: Input should be greater than or equal to 2"),
     ],
 )
 def test_sizes_that_do_not_fit(

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from aad1.flow import add_noise, shift_t
+from aad1.limits import Count, LevelInterval, Natural, Positive, Weight
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.models.context import Visibility
@@ -32,10 +34,10 @@ from aad1.training.player import OptimizerConfig, Player
 class CriticConfig:
     """layers: blocks (0-based) that a query head reads; queries: learnable tokens a head."""
 
-    layers: tuple[int, ...]
+    layers: Annotated[tuple[Natural, ...], Field(min_length=1)]
     visibility: Visibility = "full"
     granularity: Granularity = "clip"
-    queries: int = 1
+    queries: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,12 @@ class AdversarialConfig(LoopConfig):
     critic: CriticConfig
     generator_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
-    critic_updates: int = 1
-    head_start: int = 0
-    consistency_weight: float = 20.0
-    consistency_sigma: float = 0.05
-    t_range: tuple[float, float] = (0.0, 1.0)
-    shift: float = 1.0
+    critic_updates: Count = 1
+    head_start: Natural = 0
+    consistency_weight: Weight = 20.0
+    consistency_sigma: Weight = 0.05
+    t_range: LevelInterval = (0.0, 1.0)
+    shift: Positive = 1.0
 
 
 class Noising(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aad1.flow import add_noise, shift_t, x0_from_v
+from aad1.limits import Count, LevelInterval, Number, Positive
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.dmd import dmd_gradient, dmd_surrogate
@@ -34,10 +35,10 @@ class DmdWarmupConfig(LoopConfig):
 
     generator: OptimizerConfig
     fake_score: OptimizerConfig
-    fake_score_updates: int = 5
-    guidance: float = 4.0
-    shift: float = 5.0
-    t_range: tuple[float, float] = (0.02, 0.98)
+    fake_score_updates: Count = 5
+    guidance: Number = 4.0
+    shift: Positive = 5.0
+    t_range: LevelInterval = (0.02, 0.98)
 
 
 @dataclass

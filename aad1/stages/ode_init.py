@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aad1.errors import UserError
 from aad1.flow import grid_index, x0_from_v
+from aad1.limits import Decay
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.models.context import chunk_slices
@@ -31,7 +32,7 @@ class OdeInitConfig(LoopConfig):
     """clean_context: the share of chunks that are given clean (t = 0, no loss), as a stream's past is."""
 
     optimizer: OptimizerConfig
-    clean_context: float = 0.0
+    clean_context: Decay = 0.0
 
 
 @dataclass

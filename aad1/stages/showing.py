@@ -23,6 +23,7 @@ from aad1.data.media import VideoWriter, tensor_to_video
 from aad1.data.prepare import parse_world_source
 from aad1.data.world import Truth, sample_scene, simulate
 from aad1.flow import euler_grid
+from aad1.limits import Count
 from aad1.measures.motion import measure_motion
 from aad1.measures.reference import Reference
 from aad1.measures.world import measure_clip, pooled
@@ -41,8 +42,8 @@ SMALL_PICTURE = 128
 class ShowingConfig:
     """clips: how many held-out clips; teacher_steps: Euler steps when the teacher is shown."""
 
-    clips: int = 8
-    teacher_steps: int = 16
+    clips: Count = 8
+    teacher_steps: Count = 16
 
 
 @dataclass

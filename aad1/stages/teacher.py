@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aad1.flow import add_noise, shift_t
+from aad1.limits import Positive, Share
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.flow_matching import flow_matching
@@ -29,8 +30,8 @@ class TeacherConfig(LoopConfig):
     """shift: of the noise levels, towards noise; text_dropout: share of clips that get the empty prompt."""
 
     optimizer: OptimizerConfig
-    shift: float = 3.0
-    text_dropout: float = 0.1
+    shift: Positive = 3.0
+    text_dropout: Share = 0.1
 
 
 @dataclass

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from aad1.data.world import HEADINGS, HUES, SHAPES, SPEEDS, sample_scene
+from aad1.limits import Count
 from aad1.models.checkpoint_io import save_component
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
@@ -41,8 +42,8 @@ class TextConfig(LoopConfig):
     """captions: how many training captions; validation: how many held-out ones."""
 
     optimizer: OptimizerConfig
-    captions: int = 16384
-    validation: int = 1024
+    captions: Count = 16384
+    validation: Count = 1024
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch import Tensor
 from aad1.data.latents import LatentStore, Manifest, StoreWriter
 from aad1.errors import UserError
 from aad1.flow import euler_grid, grid_index, shifted_levels
+from aad1.limits import Count, FallingLevels, Number, Positive
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.progress import Progress
@@ -28,12 +29,12 @@ from aad1.training.randomness import generator_for
 class TrajectoryConfig:
     """count: how many; levels: noise levels BEFORE the shift that stage I trains at (t = 0 is always kept)."""
 
-    count: int
-    batch: int
-    steps: int = 48
-    shift: float = 5.0
-    guidance: float = 6.0
-    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    count: Count
+    batch: Count
+    steps: Count = 48
+    shift: Positive = 5.0
+    guidance: Number = 6.0
+    levels: FallingLevels = (1.0, 0.75, 0.5, 0.25)
 
     @property
     def stored_levels(self) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from aad1.data.media import VideoWriter, tensor_to_video, video_to_tensor
 from aad1.data.world import crowded_frames, make_clip, rng_for
+from aad1.limits import Count, Weight
 from aad1.models.checkpoint_io import save_component
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
@@ -37,11 +38,11 @@ class VaeConfig(LoopConfig):
     """
 
     optimizer: OptimizerConfig
-    window: int = 32
-    frames: int = 9
-    shapes: int = 4
-    mse_weight: float = 2.0
-    latent_weight: float = 1e-5
+    window: Count = 32
+    frames: Count = 9
+    shapes: Count = 4
+    mse_weight: Weight = 2.0
+    latent_weight: Weight = 1e-5
 
 
 @dataclass(frozen=True)

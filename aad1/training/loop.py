@@ -19,6 +19,7 @@ from torch import Tensor
 
 from aad1.data.latents import Sampler
 from aad1.errors import UserError
+from aad1.limits import Count, Natural
 from aad1.progress import Progress
 from aad1.training import checkpoint
 from aad1.training.metrics import MetricsLog
@@ -26,7 +27,6 @@ from aad1.training.player import Player
 from aad1.training.randomness import generator_for
 
 CHECKPOINTS = "checkpoints"
-LEAST = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 0, "evaluate_every": 0, "save_every": 0, "keep": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +34,16 @@ class LoopConfig:
     """How long a stage runs and how often it reports; every stage's config extends it.
 
     accumulate: micro-batches a turn; log_every, evaluate_every and save_every are in steps (0 = only at
-    the end); keep: how many checkpoints stay. Raises ValueError for numbers that make no sense.
+    the end); keep: how many checkpoints stay.
     """
 
-    steps: int
-    batch: int
-    accumulate: int = 1
-    log_every: int = 10
-    evaluate_every: int = 0
-    save_every: int = 200
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if vars(self)[name] < least:
-                raise ValueError(f"{name} must be at least {least}, not {vars(self)[name]}")
+    steps: Count
+    batch: Count
+    accumulate: Count = 1
+    log_every: Natural = 10
+    evaluate_every: Natural = 0
+    save_every: Natural = 200
+    keep: Count = 2
 
 
 class Turn(NamedTuple):

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from aad1.limits import Count, Weight
+
 
 @dataclass(frozen=True)
 class GuardConfig:
     """Stop when rho or kappa stays below its limit for ``patience`` evaluations; 0 limits never stop."""
 
-    min_rho: float = 0.0
-    min_kappa: float = 0.0
-    patience: int = 1
+    min_rho: Weight = 0.0
+    min_kappa: Weight = 0.0
+    patience: Count = 1
 
 
 @dataclass

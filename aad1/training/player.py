@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aad1.errors import UserError
+from aad1.limits import Decay, Natural, Weight
 from aad1.training.muon import Muon, is_matrix
 
 CHANGELESS_DTYPES = (torch.bfloat16, torch.float16)
@@ -29,29 +30,17 @@ class OptimizerConfig:
     which gradients are scaled down (0 = never); warmup: updates of linear warm-up; schedule: what
     follows it, down to zero at the stage's last step; ema: decay of the moving average (0 = none);
     muon_lr: rate of Muon for matrices and convolutions, the rest staying with AdamW (0 = AdamW for all).
-    Raises ValueError for numbers out of their range.
     """
 
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    warmup: int = 0
+    lr: Weight
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: Weight = 0.0
+    clip: Weight = 1.0
+    warmup: Natural = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    ema: float = 0.0
-    muon_lr: float = 0.0
-    lr_overrides: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        rates = {"lr": self.lr, **{f"lr_overrides.{k}": v for k, v in self.lr_overrides.items()}}
-        for name, value in {
-            **rates,
-            **{n: vars(self)[n] for n in ("weight_decay", "clip", "warmup", "muon_lr")},
-        }.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be 0 or more, not {value}")
-        if not all(0 <= decay < 1 for decay in (*self.betas, self.ema)):
-            raise ValueError(f"betas and ema must lie in [0, 1), not {self.betas} and {self.ema}")
+    ema: Decay = 0.0
+    muon_lr: Weight = 0.0
+    lr_overrides: Mapping[str, Weight] = field(default_factory=dict)
 
 
 class Player:
