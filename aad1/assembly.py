@@ -26,6 +26,7 @@ from aad1.errors import UserError, nearest
 from aad1.files import write_atomic
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
+    ASSETS,
     WanFolder,
     folder_hash,
     open_folder,
@@ -151,7 +152,7 @@ class Assembly:
         path = self.workspace.student(stage)
         if not path.is_dir():
             raise UserError(f"{path} is missing: run `aad1 train {stage}` (or `aad1 distill`) with this -o first")
-        return CausalWanTransformer3DModel.from_pretrained(path, **self._student_config()).to(self.device)
+        return self.folder.transformer_at(CausalWanTransformer3DModel, path, **self._student_config())
 
     @cached_property
     def clips(self) -> LatentStore:
@@ -353,6 +354,11 @@ class Assembly:
     def install(self, name: str) -> None:
         """Put a trained part into the Wan folder it was trained from."""
         part = PARTS.get(name, "student")
+        if self.folder.path.is_relative_to(ASSETS):
+            raise UserError(
+                f"'{self.folder.path}' comes with the package and is not written to; "
+                "copy it (or make one with `aad1 new`) and give the copy as --model"
+            )
         with whole_folder(self.folder.path / part) as fresh:
             shutil.copytree(self.workspace.run(name) / "final" / part, fresh, dirs_exist_ok=True)
             if self.recipe.new is not None:

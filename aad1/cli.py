@@ -1,6 +1,6 @@
 """The command line: ``aad1 demo | new | prepare | train | distill | generate | world-image``.
 
-Exit codes: 0 done, 2 a mistake the user can mend (one line on stderr), 130 interrupted after saving.
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TextIO
 
 import numpy as np
+import torch
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,6 +32,8 @@ from aad1.runtime import keep_freed_memory
 from aad1.streaming import STUDENT, Session, Student, enlargement, frame_count, load_student, record
 from aad1.training.loop import Interrupted
 from aad1.workspace import Workspace
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Out = Annotated[Path, arg(aliases=["-o"], help="folder for everything the command makes")]
 RecipeName = Annotated[str, arg(help="a bundled recipe, or a YAML file; any of its values: --section.key VALUE")]
@@ -249,6 +252,8 @@ def refuse(extra: Sequence[str], command: type) -> None:
 
 def write_image(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write uint8 [height, width, 3]; raises UserError when it cannot be written."""
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"cannot write {path}: suffix {path.suffix!r}; use {', '.join(PICTURES)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
@@ -267,15 +272,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command, extra = tyro.cli(Command, args=words, prog="aad1", return_unknown_args=True)  # type: ignore[call-overload]
         command.run(extra)
-    except (UserError, Interrupted, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        stopped = not isinstance(error, UserError)
-        Console(stderr=True, soft_wrap=True).print(
-            f"aad1: {str(error) or 'interrupted'}", markup=False, highlight=False
-        )
-        return 130 if stopped else 2
+        code, line = _verdict(error)
+        _complain(line)
+        return code
     return 0
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Exit code and line for what went wrong."""
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return 130, str(error) or "interrupted; what was finished is kept, the same command (with --resume) goes on"
+    if isinstance(error, UserError):
+        return 2, str(error)
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in first:
+        return 2, f"not enough memory ({first}); use a smaller --size or batch, or a larger machine"
+    return 1, f"internal error ({type(error).__name__}: {first}); --debug shows where; please report it"
 
 
 def _show_warning(
@@ -286,4 +301,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"aad1: warning: {message}", markup=False, highlight=False)
+    _complain(f"warning: {message}")
+
+
+def _complain(line: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"aad1: {line}", markup=False, emoji=False, highlight=False)

@@ -226,10 +226,7 @@ def _generator(folder: WanFolder, student: str) -> CausalWanTransformer3DModel:
     if student in folder.transformers:
         return folder.transformer(CausalWanTransformer3DModel, student)
     if (Path(student) / "config.json").is_file():
-        loaded: CausalWanTransformer3DModel = CausalWanTransformer3DModel.from_pretrained(
-            student, torch_dtype=folder.dtype
-        )
-        return loaded.to(folder.device)
+        return folder.transformer_at(CausalWanTransformer3DModel, Path(student))
     raise UserError(
         f"'{folder.path}' has no student '{student}': distil one with `aad1 distill --model {folder.path} --install`, "
         "or give the folder that a run exported (.../final/student)"

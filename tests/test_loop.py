@@ -226,10 +226,13 @@ def crash_at(step: int, player: str) -> Callable[[Turn], None]:
     return before
 
 
-def interrupt_at(step: int, number: int = signal.SIGINT) -> Callable[[Turn], None]:
+def interrupt_at(step: int, number: int = signal.SIGINT, times: int = 1) -> Callable[[Turn], None]:
+    """Send the signal at the first ``times`` turns of a step."""
+    left = [number] * times
+
     def before(turn: Turn) -> None:
-        if turn.step == step:
-            os.kill(os.getpid(), number)
+        if turn.step == step and left:
+            os.kill(os.getpid(), left.pop())
 
     return before
 
@@ -256,6 +259,21 @@ def test_an_interrupted_run_saves_and_resumes_bit_for_bit(
     state = last_state(tmp_path)
     assert_identical(state, last_state(unbroken))
     assert (tmp_path / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, unbroken: Path) -> None:
+    with pytest.raises(Interrupted, match="stopped at once"):
+        run(tmp_path, ToyStage(interrupt_at(4, times=2)))
+    assert steps_kept(tmp_path)[-1] == 3
+    run(tmp_path, resume=True)
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_an_unreadable_run_is_not_trained_over(tmp_path: Path) -> None:
+    run(tmp_path, steps=3)
+    truncate(tmp_path / CHECKPOINTS / "step-00000003")
+    with pytest.raises(UserError, match="holds a run at step 3; add --resume"):
+        run(tmp_path)
 
 
 def test_many_stops_in_one_run(tmp_path: Path, unbroken: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import struct
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -104,6 +107,23 @@ def test_an_open_file_works_as_well(tmp_path: Path) -> None:
         assert open_image(file)[0, 0].tolist() == [1, 2, 3]
 
 
+def test_a_picture_with_damaged_exif_data_is_taken_as_it_stands(tmp_path: Path) -> None:
+    text_for_width, turned = struct.pack(">HHI4s", 0x0100, 2, 3, b"hi"), struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + text_for_width + turned + bytes(4)
+    Image.fromarray(ramp(1, 8, 6)[0]).save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg").shape == (8, 6, 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 1200), st.integers(1, 1200))
+def test_every_size_fits(height: int, width: int) -> None:
+    assert fit_image(np.zeros((height, width, 3), np.uint8), (480, 832)).shape == (480, 832, 3)
+
+
+def test_sizes_whose_crop_rounds_below_zero_fit() -> None:
+    assert fit_image(np.zeros((500, 860, 3), np.uint8), (480, 832)).shape == (480, 832, 3)
+
+
 def test_fit_crops_the_centre() -> None:
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 20:40] = 200
@@ -178,7 +198,7 @@ def test_folder_of_frames_is_exact(tmp_path: Path) -> None:
     assert [p.name for p in files] == ["00000.png", "00001.png", "00002.png"]
     np.testing.assert_array_equal(np.stack([open_image(p) for p in files]), frames)
     assert read_metadata(writer.path) == NOTE
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not an empty folder"):
         VideoWriter(tmp_path / "out", fps=16)
 
 
@@ -191,12 +211,26 @@ def test_scale_repeats_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown[1::3, 1::3], frames[0])
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.mp5", "file.txt/a.mp4", "folder.gif"])
+@pytest.mark.parametrize("name", ["a.avi", "a.mp5", "file.txt/a.mp4", "file.txt/new/a.mp4", "folder.gif", "/dev/null"])
 def test_impossible_outputs_are_refused_up_front(name: str, tmp_path: Path) -> None:
     (tmp_path / "file.txt").touch()
     (tmp_path / "folder.gif").mkdir()
     with pytest.raises(UserError, match="cannot write"):
         VideoWriter(tmp_path / name, fps=16)
+
+
+def test_a_video_needs_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is no name for a video"):
+        VideoWriter(".", fps=16)
+
+
+def test_the_folder_of_a_video_is_made_when_writing_begins(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "new" / "sub" / "a.mp4", fps=16)
+    assert not (tmp_path / "new").exists()
+    with writer:
+        writer.write(ramp(1))
+    assert writer.path.is_file()
 
 
 @pytest.mark.parametrize(("fps", "scale"), [(0, 1), (-1, 1), (1e6, 1), (float("nan"), 1), (16, 0)])

@@ -66,15 +66,22 @@ def open_image(source: str | Path | BinaryIO) -> NDArray[np.uint8]:
     name = f"image {source}" if isinstance(source, str | Path) else "the image"
     try:
         with Image.open(source) as image:
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-            return np.asarray(_to_rgb(upright))
+            image.load()
+            return np.asarray(_to_rgb(_upright(image)))
     except FileNotFoundError:
         raise UserError(f"{name} does not exist; give the path of a picture (PNG, JPEG, WebP, ...)") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}); give a smaller copy") from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise UserError(f"{name} cannot be read ({error}); save it as PNG or JPEG and try again") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says; a picture whose EXIF data is damaged is taken as it stands."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's parser lets through whatever its bytes lead to
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -117,7 +124,7 @@ def fit_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
         return image
     scale = min(height / size[0], width / size[1])
     crop_height, crop_width = size[0] * scale, size[1] * scale
-    top, left = (height - crop_height) / 2, (width - crop_width) / 2
+    top, left = max(0.0, (height - crop_height) / 2), max(0.0, (width - crop_width) / 2)  # rounding may go below
     box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
     fitted = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     return np.asarray(fitted)
@@ -147,6 +154,8 @@ class VideoWriter:
         pixel_format: str = "yuv420p",
     ) -> None:
         self.path = Path(path)
+        if not self.path.name:
+            raise UserError(f"'{path}' is no name for a video; give a file ({', '.join(WRITABLE)}) or a new folder")
         if self.path.suffix.lower() not in (*WRITABLE, ""):
             kinds = ", ".join(WRITABLE)
             raise UserError(
@@ -164,18 +173,24 @@ class VideoWriter:
         self._check_target()
 
     def _check_target(self) -> None:
-        """Make the folder around the target and refuse a target that is something else already."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._user_error(error) from None
+        """Refuse a target that is something else already, or that no folder can be made for."""
+        nearest = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not nearest.is_dir():
+            raise UserError(f"cannot write {self.path}: {nearest} is a file; choose another place")
         if self.path.suffix and self.path.is_dir():
             raise UserError(f"cannot write {self.path}: it is a folder; give a file name")
-        if not self.path.suffix and self.path.exists() and (self.path.is_file() or any(self.path.iterdir())):
-            raise UserError(f"cannot write frames to {self.path}: it exists and is not empty; give a new folder")
+        if not self.path.suffix and self.path.exists() and not self._is_empty_folder():
+            raise UserError(f"cannot write frames to {self.path}: it exists and is not an empty folder; give a new one")
+
+    def _is_empty_folder(self) -> bool:
+        try:
+            return self.path.is_dir() and not any(self.path.iterdir())
+        except OSError as error:
+            raise self._user_error(error) from None
 
     def __enter__(self) -> VideoWriter:
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             _remove(self.temporary)
             self._sink.open(self.temporary)
         except (OSError, av.FFmpegError) as error:

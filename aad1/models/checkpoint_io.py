@@ -68,12 +68,14 @@ class WanFolder:
 
     def vae(self) -> AutoencoderKLWan:
         """Load the VAE, frozen and in evaluation mode."""
-        vae = AutoencoderKLWan.from_pretrained(self.path, subfolder="vae", torch_dtype=self.dtype)
+        with reading(self.path / "vae"):
+            vae = AutoencoderKLWan.from_pretrained(self.path, subfolder="vae", torch_dtype=self.dtype)
         return vae.to(self.device).eval().requires_grad_(False)
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
         """Load the tokenizer; the encoder follows on the first prompt that ``cache_folder`` does not hold."""
-        tokenizer = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
+        with reading(self.path / "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
         load = partial(_load_text_encoder, self.path / "text_encoder", self.dtype, self.device)
         identity = ""
         if cache_folder is not None:
@@ -89,8 +91,19 @@ class WanFolder:
         """
         if subfolder not in self.transformers:
             raise UserError(f"'{self.path}' has no transformer '{subfolder}'{nearest(subfolder, self.transformers)}")
-        options: dict[str, Any] = {"torch_dtype": self.dtype, **config}
-        return cls.from_pretrained(self.path, subfolder=subfolder, **options).to(self.device)
+        return self.transformer_at(cls, self.path / subfolder, **config)
+
+    def transformer_at(self, cls: type[Transformer], path: Path, **config: Any) -> Transformer:
+        """Load a transformer from anywhere, for this folder's VAE and text encoder; ``config`` as above.
+
+        Raises:
+            UserError: when it cannot be read or does not fit them.
+        """
+        refuse_misfit(
+            path, *(_read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
+        )
+        with reading(path):
+            return cls.from_pretrained(path, torch_dtype=self.dtype, **config).to(self.device)
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -142,7 +155,7 @@ def open_folder(path: str | Path, *, dtype: torch.dtype = torch.float32, device:
     index = _read_json(path / INDEX)
     _check_parts(path)
     _check_kind(path, index)
-    _check_fit(path)
+    refuse_misfit(path, *(_read_json(path / part / "config.json") for part in MODELS))
     return WanFolder(path, dtype, device)
 
 
@@ -171,11 +184,14 @@ def _check_kind(path: Path, index: dict[str, Any]) -> None:
             raise UserError(f"'{path / part}' is a {name}; allowed: {', '.join(allowed)}")
 
 
-def _check_fit(path: Path) -> None:
-    """Refuse parts that do not belong together."""
-    transformer, vae, text = (_read_json(path / part / "config.json") for part in MODELS)
+def refuse_misfit(path: Path, transformer: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Raise UserError when parts, given by their configs, do not belong together; ``path`` is named."""
     pairs = {
         "in_channels of the transformer and z_dim of the VAE": (transformer.get("in_channels"), vae.get("z_dim")),
+        "out_channels and in_channels of the transformer": (
+            transformer.get("out_channels"),
+            transformer.get("in_channels"),
+        ),
         "text_dim of the transformer and d_model of the text encoder": (
             transformer.get("text_dim"),
             text.get("d_model"),
@@ -202,8 +218,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_text_encoder(path: Path, dtype: torch.dtype, device: str) -> UMT5EncoderModel:
-    with _quietly():
+    with _quietly(), reading(path):
         return UMT5EncoderModel.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
+
+
+@contextmanager
+def reading(part: Path) -> Iterator[None]:
+    """Damaged or foreign weights become a UserError; the libraries raise a dozen kinds of errors for them."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot read '{part}' ({reason}); download or export it again") from error
 
 
 @contextmanager
@@ -337,6 +363,7 @@ def save_pipeline_folder(
     taken = sorted(set(students or {}) & set(PARTS))
     if taken:
         raise UserError(f"a student cannot be called {', '.join(taken)}: that is a part of the folder; try 'student'")
+    refuse_misfit(Path(folder), transformer.config, vae.config, text_encoder.config.to_dict())
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
     with whole_folder(folder) as fresh:
         _write_transformer(transformer, fresh / "transformer", True, dtype)

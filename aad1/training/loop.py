@@ -151,13 +151,16 @@ class Run:
         return self.stage.export(self.folder / "final")
 
     def _start(self) -> None:
+        found = sorted((self.folder / CHECKPOINTS).glob("step-*"))
+        if not found:
+            return
+        if not self.resume:
+            step = int(found[-1].name.removeprefix("step-"))
+            raise UserError(f"{self.folder} holds a run at step {step}; add --resume, or choose another folder")
         last = checkpoint.load_last(self.folder / CHECKPOINTS)
-        if last is None and self.resume and any((self.folder / CHECKPOINTS).glob("step-*")):
+        if last is None:
             raise UserError(f"no readable checkpoint in {self.folder}; start again into another folder")
-        if last is not None and not self.resume:
-            raise UserError(f"{self.folder} holds a run at step {last[0]}; add --resume, or choose another folder")
-        if last is not None:
-            self._load(*last)
+        self._load(*last)
 
     def _load(self, step: int, state: dict[str, Any]) -> None:
         if set(state["players"]) != set(self.stage.players):
@@ -253,12 +256,17 @@ def _due(step: int, every: int) -> bool:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that becomes non-empty on Ctrl-C or SIGTERM, so that the loop can finish its step and save."""
+    """A list that becomes non-empty on Ctrl-C or SIGTERM, so that the loop can finish its step and save.
+
+    A second Ctrl-C stops at once: a step of a large model is long, and the last checkpoint stands.
+    """
     seen: list[int] = []
 
     def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and signal.SIGINT in seen:
+            raise Interrupted("stopped at once; --resume goes on from the last checkpoint")
         if not seen:
-            print("aad1: finishing this step, then saving", file=sys.stderr, flush=True)
+            print("aad1: finishing this step, then saving (again to stop at once)", file=sys.stderr, flush=True)
         seen.append(number)
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
