@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -558,3 +559,71 @@ def test_a_recipe_without_the_section(mistake: Mistakes, prepared: Prepared, tmp
     line = mistake(["train", "teacher", *prepared.options(tmp_path / "run"), "--teacher=null"])
     assert "has no section 'teacher': it starts from an existing folder's transformer" in line
     assert not (tmp_path / "run").exists()
+
+
+# --- mistakes: weights, places, and our own faults --------------------------------------------
+
+
+def generate(student: Path | str, model: Path, out: Path) -> list[str]:
+    still = out.with_name("still.png")
+    assert main(["world-image", "0", "-o", str(still)]) == 0
+    words = ["--prompt", "a red disc", "--image", str(still), "--model", str(model), "--student", str(student)]
+    return ["generate", *words, "-o", str(out)]
+
+
+def test_a_student_without_weights(mistake: Mistakes, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder / "transformer", tmp_path / "student")
+    (tmp_path / "student" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "cannot read" in mistake(generate(tmp_path / "student", tiny_folder, tmp_path / "a.mp4"))
+
+
+def test_a_student_whose_config_is_not_that_of_its_weights(
+    mistake: Mistakes, tiny_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder / "transformer", tmp_path / "student")
+    config = tmp_path / "student" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 9}))
+    assert "cannot read" in mistake(generate(tmp_path / "student", tiny_folder, tmp_path / "a.mp4"))
+
+
+def test_a_student_of_another_autoencoder(mistake: Mistakes, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder / "transformer", tmp_path / "student")
+    config = tmp_path / "student" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 5}))
+    assert "z_dim of the VAE must be equal" in mistake(generate(tmp_path / "student", tiny_folder, tmp_path / "a.mp4"))
+
+
+def test_a_folder_that_does_not_fit_is_not_left_behind(mistake: Mistakes, tmp_path: Path) -> None:
+    line = mistake(["new", str(tmp_path / "m"), *SMALL_PARTS, "--new.transformer.in_channels=8"])
+    assert "must be equal" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bundled_model_is_not_written_to(mistake: Mistakes, tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    with pytest.raises(UserError, match="comes with the package"):
+        Assembly(recipe, Workspace(tmp_path)).install("teacher")
+
+
+def test_a_still_needs_a_picture_format(mistake: Mistakes, tmp_path: Path) -> None:
+    assert "use .png, .jpg, .jpeg, .webp" in mistake(["world-image", "0", "-o", str(tmp_path / "still")])
+
+
+def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero\nmore")
+
+    monkeypatch.setattr("aad1.cli.make_clip", broken)
+    assert main(["world-image", "0"]) == 1
+    line = capfd.readouterr().err
+    assert line == "aad1: internal error (ZeroDivisionError: division by zero); --debug shows where; please report it\n"
+    with pytest.raises(ZeroDivisionError):
+        main(["world-image", "0", "--debug"])
+
+
+def test_too_little_memory_says_what_to_do(mistake: Mistakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object) -> None:
+        raise MemoryError("2 TiB")
+
+    monkeypatch.setattr("aad1.cli.make_clip", greedy)
+    assert "not enough memory (2 TiB); use a smaller --size" in mistake(["world-image", "0"])
