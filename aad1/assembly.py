@@ -7,18 +7,20 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from diffusers import AutoencoderKLWan
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from aad1.data.clips import find_clips
+from aad1.data.clips import ClipError, find_clips
 from aad1.data.latents import LatentStore, Manifest, require
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
 from aad1.data.world import FPS, SIZE, vocabulary
@@ -35,7 +37,7 @@ from aad1.models.checkpoint_io import (
     whole_folder,
 )
 from aad1.models.critic import Critic
-from aad1.models.text import TextEncoder, build_tiny_text
+from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import encode_video, geometry
 from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
@@ -104,6 +106,10 @@ def _build(section: str, make: Callable[..., Any], values: Mapping[str, Any]) ->
         return make(**values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the recipe's new.{section} cannot be built: {' '.join(str(error).split())}") from error
+
+
+def _refuse(source: str, reason: str) -> NDArray[np.uint8]:
+    raise ClipError(Path(source), reason)
 
 
 @dataclass
@@ -215,8 +221,16 @@ class Assembly:
                 f"{data.source} has {len(found)} clips and data.validation holds out {data.validation}; "
                 "give more clips or hold out fewer"
             )
-        split = len(found) - data.validation
-        return found[: min(split, data.clips)], found[split:]
+        found = [self._with_known_words(clip) for clip in found]
+        return found[data.validation :][: data.clips], found[: data.validation]  # a list that grows keeps its split
+
+    def _with_known_words(self, clip: SourceClip) -> SourceClip:
+        """A clip whose caption the text encoder would lose words of is refused when it is read."""
+        try:
+            check_words(self.text.tokenizer, [clip.caption])
+        except UserError as error:
+            return replace(clip, read=partial(_refuse, clip.source, str(error)))
+        return clip
 
     def _manifest(self) -> Manifest:
         data = self.recipe.data

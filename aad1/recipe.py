@@ -47,7 +47,7 @@ class Data:
     """What the stages learn from.
 
     source: ``world``, or a folder, CSV or JSONL of videos with captions; clips and validation: how many
-    (of a user's own source the last ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
+    (of a user's own source the first ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
     size: height and width in pixels; batch: clips encoded at once.
     """
 

@@ -148,15 +148,50 @@ def test_distilling_a_folder_of_videos(tmp_path: Path, prepared: Prepared, capfd
     """The world's clips as mp4 files with captions; one of them is broken, and only it is lost."""
     videos = tmp_path / "videos"
     write_world_folder(videos, "train", 4, FRAMES)
-    (videos / "a-broken-one.mp4").write_bytes(b"no video")
-    (videos / "a-broken-one.txt").write_text("a red disc")
+    (videos / "z-broken-one.mp4").write_bytes(b"no video")
+    (videos / "z-broken-one.txt").write_text("a red disc")
     options = [*prepared.options(tmp_path / "run"), "--data.source", str(videos), "--data.clips=4"]
     assert main(["distill", *options]) == 0
-    assert "a-broken-one.mp4" in capfd.readouterr().err
+    assert "z-broken-one.mp4" in capfd.readouterr().err
     assert len(LatentStore(tmp_path / "run" / "clips")) == 3
     (row,) = read_metrics(tmp_path / "run" / "adversarial" / "metrics.jsonl")
     assert {"eval/rho", "eval/kappa", "critic/gap", "generator/loss"} <= row.keys()
     assert (tmp_path / "run" / "adversarial" / "final" / "student" / "config.json").is_file()
+
+
+def test_a_list_that_grows_keeps_what_it_holds_out(tmp_path: Path, prepared: Prepared) -> None:
+    root = tmp_path / "run"
+    write_world_folder(tmp_path, "train", 4, FRAMES)
+    lines = [
+        f'{video.name},"{video.with_suffix(".txt").read_text().strip()}"' for video in sorted(tmp_path.glob("*.mp4"))
+    ]
+    for count in (2, 4):
+        (tmp_path / "list.csv").write_text("\n".join(["video,caption", *lines[:count]]))
+        source = ["--data.source", str(tmp_path / "list.csv"), "--data.clips=9"]
+        assert main(["prepare", "clips", *prepared.options(root), *source]) == 0
+        sources = [row["source"] for row in LatentStore(root / "clips").rows()]
+        (held_out,) = [row["source"] for row in LatentStore(root / "validation").rows()]
+        assert len(sources) == count - 1
+        assert held_out not in sources
+
+
+def test_a_caption_with_unknown_words_costs_its_own_clip(
+    tmp_path: Path, prepared: Prepared, capfd: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "videos"
+    write_world_folder(videos, "train", 3, FRAMES)
+    max(videos.glob("*.txt")).write_text("my cat jumps")
+    options = [*prepared.options(tmp_path / "run"), "--data.source", str(videos)]
+    assert main(["prepare", "clips", *options]) == 0
+    assert "words that this text encoder does not know: 'my', 'cat', 'jumps'" in capfd.readouterr().err
+    assert len(LatentStore(tmp_path / "run" / "clips")) == 1
+
+
+def test_a_corrected_command_is_not_held_to_the_mistake(mistake: Mistakes, work: Callable[..., list[str]]) -> None:
+    options = work()
+    shutil.rmtree(Path(options[-1]) / "trajectories")
+    assert "'blurry'" in mistake(["prepare", "trajectories", *options, "--negative_prompt", "blurry"])
+    assert main(["prepare", "trajectories", *options]) == 0
 
 
 def test_what_is_finished_is_not_done_again(work: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]) -> None:

@@ -132,15 +132,22 @@ def test_a_crash_between_shard_and_manifest_is_redone(
 
 
 def test_skipped_items_are_neither_retried_nor_forgotten(tmp_path: Path) -> None:
-    killed = StoreWriter(tmp_path, MANIFEST, 100)
-    fill(killed, 5)
-    writer = StoreWriter(tmp_path, MANIFEST, 100)
-    assert writer.completed == 0
+    killed = StoreWriter(tmp_path, MANIFEST, 2)
+    fill(killed, 6)
+    writer = StoreWriter(tmp_path, MANIFEST, 2)
+    assert writer.completed == 5
     assert list(writer.skips) == [3]
     fill(writer, 11)
     writer.close()
     assert len(LatentStore(tmp_path).skipped()) == 2
-    assert StoreWriter(tmp_path, MANIFEST, 100).sources() == {p: f"s{p}" for p in range(11)}
+    assert StoreWriter(tmp_path, MANIFEST, 2).sources() == {p: f"s{p}" for p in range(11)}
+
+
+def test_a_store_that_kept_nothing_binds_nobody(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, MANIFEST) as writer:
+        writer.skip("s0", "no caption")
+    with StoreWriter(tmp_path, replace(MANIFEST, encoder="other")) as writer:
+        assert (writer.completed, dict(writer.skips)) == (0, {})
 
 
 @pytest.mark.parametrize(

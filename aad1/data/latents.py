@@ -162,13 +162,16 @@ class StoreWriter:
         self._skips: dict[int, Skip] = {}
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] | None = None
         self._busy = False  # true where an interrupt would find the clips at hand half recorded
-        if (self.folder / MANIFEST).exists():
-            self._resume(_read_index(self.folder))
-        else:
+        index = _read_index(self.folder) if (self.folder / MANIFEST).exists() else None
+        if index is None:
+            self._claim()
+        if index is None or not index.shards:
             self._start()
+        else:
+            self._resume(index)
 
-    def _start(self) -> None:
-        """Claim an empty folder."""
+    def _claim(self) -> None:
+        """Make the folder, or take an empty one."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             occupied = next((p.name for p in self.folder.iterdir() if not p.name.endswith(".tmp")), None)
@@ -176,6 +179,11 @@ class StoreWriter:
             raise UserError(f"cannot make the store {self.folder}: {error.strerror}; choose another place") from None
         if occupied:
             raise UserError(f"{self.folder} holds {occupied} and is no latent store; give a new or empty folder")
+
+    def _start(self) -> None:
+        """Begin with nothing; a store that never came to a first shard binds nobody, and its skips are tried again."""
+        with write_errors(self.folder):
+            (self.folder / SKIPPED).unlink(missing_ok=True)
         self._write_index(complete=False)
 
     def _resume(self, index: _Index) -> None:
@@ -206,8 +214,8 @@ class StoreWriter:
             was, now = held.get(name, "not set"), asked.get(name, "not set")
             if was != now:
                 raise UserError(
-                    f"store {self.folder} was begun with {name} {was}, this run has {now}; "
-                    "use the same settings to continue it, or give a new folder"
+                    f"store {self.folder} was begun with {name} {was or repr(was)}, this run has {now or repr(now)}; "
+                    "use the same settings to continue it, or delete it, or give another -o"
                 )
 
     def _read_tensors(self, shard: Shard) -> list[dict[str, Tensor]]:
@@ -346,11 +354,12 @@ class LatentStore:
         self.manifest, self._shards = index.manifest, index.shards
         for shard in self._shards:
             if problem := shard_problem(self.folder, shard):
-                raise UserError(f"store {self.folder}: {problem}; run the same command again to make it anew")
+                raise UserError(f"store {self.folder}: {problem}; run its `aad1 prepare` again to mend it")
         self._ends = list(accumulate(shard.count for shard in self._shards))
         if not index.complete and not unfinished:
             raise UserError(
-                f"store {self.folder} is unfinished ({len(self)} clips so far); run the same command again to finish it"
+                f"store {self.folder} is unfinished ({len(self)} clips so far); "
+                "run its `aad1 prepare` again to finish it"
             )
         if not len(self):
             raise UserError(f"store {self.folder} is empty; see {SKIPPED} in it for the reasons")
@@ -413,11 +422,11 @@ def require(store: LatentStore, **expected: Any) -> None:
         if name == "encoder":
             raise UserError(
                 f"store {store.folder} was made with another VAE (hash {held}), this model's is {wanted}; "
-                "run `aad1 prepare` again into a new folder"
+                "delete it and run `aad1 prepare` again, or give another -o"
             )
         raise UserError(
             f"store {store.folder} has {name} {held}, this run needs {wanted}; "
-            "use a store that fits, or run `aad1 prepare` again into a new folder"
+            "delete it and run `aad1 prepare` again, or give another -o"
         )
 
 

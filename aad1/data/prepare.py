@@ -58,7 +58,8 @@ class Summary:
         lines = [f"  {skip.source}: {skip.reason}" for skip in self.skipped[:SHOWN]]
         if len(self.skipped) > SHOWN:
             lines.append(f"  and {len(self.skipped) - SHOWN} more")
-        return "\n".join([f"{text}, {len(self.skipped)} skipped (all in {self.folder / SKIPPED})", *lines])
+        where = f"all in {self.folder / SKIPPED}; to try them again, delete {self.folder}"
+        return "\n".join([f"{text}, {len(self.skipped)} skipped ({where})", *lines])
 
 
 # --- sources ----------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def _same_clips(writer: StoreWriter, clips: Sequence[SourceClip]) -> None:
         if source != now:
             raise UserError(
                 f"store {writer.folder} was begun with {source} as clip {position}, now it is {now}; "
-                "give the same clips to continue it, or a new folder"
+                "give the same clips to continue it, or delete it, or give another -o"
             )
 
 

@@ -99,7 +99,7 @@ def check_levels(stored: Sequence[float], wanted: Sequence[float]) -> None:
     if missing:
         raise UserError(
             f"the trajectories hold t = {_listed(stored)}, the recipe trains at t = {_listed(wanted)}; "
-            f"missing {_listed(missing)}: run `aad1 prepare trajectories` again with this recipe, into a new folder"
+            f"missing {_listed(missing)}: delete them and run `aad1 prepare trajectories` again, or give another -o"
         )
 
 
