@@ -302,6 +302,18 @@ def test_a_torn_config_is_named(copy: Path) -> None:
         open_folder(copy)
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_full_memory_is_not_blamed_on_the_weights(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(WanTransformer3DModel, "to", full)
+    with pytest.raises(error):
+        open_folder(tiny_folder).transformer(WanTransformer3DModel)
+
+
 def test_unknown_bundled_model_is_refused() -> None:
     with pytest.raises(UserError, match="no bundled model is named 'huge', and there is no such folder"):
         bundled("huge")

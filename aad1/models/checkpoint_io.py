@@ -232,6 +232,8 @@ def reading(part: Path) -> Iterator[None]:
     """Damaged or foreign weights become a UserError; the libraries raise a dozen kinds of errors for them."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the weights
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot read '{part}' ({reason}); download or export it again") from error
