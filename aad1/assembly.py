@@ -41,7 +41,7 @@ from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import encode_video, geometry
 from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
-from aad1.stages.adversarial import AdversarialStage, CriticConfig
+from aad1.stages.adversarial import AdversarialStage
 from aad1.stages.batches import LatentClips, Trajectories
 from aad1.stages.dmd_warmup import DmdWarmupStage
 from aad1.stages.ode_init import OdeInitStage, check_levels
@@ -50,13 +50,16 @@ from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
 from aad1.stages.trajectories import make_trajectories, manifest_for, stored_indices
 from aad1.stages.vae import VaeStage, calm_residuals
-from aad1.training.loop import CHECKPOINTS, Run, Stage
+from aad1.training.loop import Run, Stage, has_run, refuse_run
 from aad1.training.motion_guard import MotionGuard
+from aad1.training.player import Player
 from aad1.training.randomness import generator_for
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
+RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
+STUDENTS = {"dmd_warmup": "ode_init", "adversarial": "dmd_warmup"}  # whose student a stage begins with
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 
 
@@ -155,10 +158,14 @@ class Assembly:
 
     def student(self, stage: str) -> CausalWanTransformer3DModel:
         """The student that ``stage`` exported, with this recipe's config; raises UserError when it has not run."""
+        path = self._student_path(stage)
+        return self.folder.transformer_at(CausalWanTransformer3DModel, path, **self._student_config())
+
+    def _student_path(self, stage: str) -> Path:
         path = self.workspace.student(stage)
         if not path.is_dir():
             raise UserError(f"{path} is missing: run `aad1 train {stage}` (or `aad1 distill`) with this -o first")
-        return self.folder.transformer_at(CausalWanTransformer3DModel, path, **self._student_config())
+        return path
 
     @cached_property
     def clips(self) -> LatentStore:
@@ -315,7 +322,7 @@ class Assembly:
     def _dmd_warmup(self) -> Stage:
         return DmdWarmupStage(
             self.recipe.dmd_warmup,
-            self.student("ode_init"),
+            self.student(STUDENTS["dmd_warmup"]),
             self.teacher(),
             self.teacher(),
             LatentClips(self.clips, self.text, self.device),
@@ -326,23 +333,22 @@ class Assembly:
         )
 
     def _adversarial(self) -> Stage:
-        config = self.recipe.adversarial
-        generator = self.student("dmd_warmup")
+        config, before = self.recipe.adversarial, STUDENTS["adversarial"]
+        generator = self.student(before)
+        # A causal critic starts from the student, a bidirectional one from the teacher.
+        backbone = self.student(before) if config.critic.visibility == "block_causal" else self.teacher()
         return AdversarialStage(
             config,
             generator,
-            self._critic(config.critic),
+            self._critic(backbone).to(self.device),
             LatentClips(self.clips, self.text, self.device),
             self.recipe.student.passes,
             self.showing,
         )
 
-    def _critic(self, config: CriticConfig) -> Critic:
-        """A causal critic starts from the student, a bidirectional one from the teacher."""
-        causal = config.visibility == "block_causal"
-        backbone = self.student("dmd_warmup") if causal else self.teacher()
+    def _critic(self, backbone: CausalWanTransformer3DModel) -> Critic:
         try:
-            return Critic(backbone, **vars(config)).to(self.device)
+            return Critic(backbone, **vars(self.recipe.adversarial.critic))
         except IndexError as error:
             raise UserError(f"{error}; choose among them in adversarial.critic.layers") from error
 
@@ -352,17 +358,37 @@ class Assembly:
     def train(self, name: str, resume: bool) -> Path:
         """Run one stage to its end; returns what it exported."""
         folder, config = self.workspace.run(name), self._section(name)
-        self._record_recipe(folder, name, resume)
+        if has_run(folder):
+            self._check_run(folder, name, resume)
+        else:  # one that was stopped before its first checkpoint counts for nothing
+            self._record(folder, name)
         return Run(self.stage(name), config, folder, self.recipe.seed, resume).train()
 
     def distill(self, resume: bool) -> Path:
         """Clips, trajectories and the three stages, skipping what is finished; returns the student's folder."""
+        self._preflight(resume)
         self.prepare_clips()
         self.prepare_trajectories()
         for name in DISTILLATION:
             started = self.workspace.run(name).exists()
             self.train(name, resume=resume and started)
         return self.workspace.student(DISTILLATION[-1])
+
+    @user_errors()
+    def _preflight(self, resume: bool) -> None:
+        """Refuse at once what a later stage would refuse after hours: its run, critic layers, rates of no parameter."""
+        for name in DISTILLATION:
+            if has_run(folder := self.workspace.run(name)):
+                self._check_run(folder, name, resume)
+        recipe = self.recipe
+        with torch.device("meta"):  # names and shapes alone
+            config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
+            model = CausalWanTransformer3DModel.from_config(config)
+            Player("generator", model, recipe.ode_init.optimizer)
+            Player("generator", model, recipe.dmd_warmup.generator)
+            Player("fake_score", model, recipe.dmd_warmup.fake_score)
+            Player("generator", model, recipe.adversarial.generator_optimizer)
+            Player("critic", self._critic(model), recipe.adversarial.critic_optimizer)
 
     @user_errors()
     def install(self, name: str) -> None:
@@ -378,27 +404,47 @@ class Assembly:
             if self.recipe.new is not None:
                 recast(fresh, DTYPES[self.recipe.new.dtype])
 
-    def _record_recipe(self, folder: Path, name: str, resume: bool) -> None:
-        """Keep the recipe beside the run; a resumed run must have the same one, but for its length and reports."""
-        path = folder / "recipe.yaml"
-        values = as_dict(self.recipe)
-        begun = any((folder / CHECKPOINTS).glob("step-*"))
-        if begun and resume and path.exists():
-            differs = _first_difference(_read_recipe(path), values, name)
-            if differs:
-                raise UserError(f"{folder} was begun with another recipe: {differs}; use the same, or another -o")
-        elif not begun:  # one that was stopped before its first checkpoint counts for nothing
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, yaml.safe_dump(values, sort_keys=False).encode())
+    def _record(self, folder: Path, name: str) -> None:
+        """Keep the recipe and the hashes of its inputs beside a run that begins."""
+        kept = {RECIPE: as_dict(self.recipe), INPUTS: self._inputs(name)}
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in kept.items():
+            write_atomic(folder / file, yaml.safe_dump(content, sort_keys=False).encode())
+
+    def _check_run(self, folder: Path, name: str, resume: bool) -> None:
+        """Raise UserError unless the run in ``folder`` may go on: with its inputs, and its recipe but for RESUMABLE."""
+        if not resume:
+            refuse_run(folder)
+        recipe, inputs = (_read_mapping(folder / file) for file in (RECIPE, INPUTS))
+        if recipe and (differs := _first_difference(recipe, as_dict(self.recipe), name)):
+            raise UserError(f"{folder} was begun with another recipe: {differs}; use the same, or another -o")
+        if changed := [what for what, now in self._inputs(name).items() if inputs.get(what, now) != now]:
+            raise UserError(
+                f"{folder} was begun with another {', '.join(changed)}; to train anew delete that folder and those of "
+                "later stages, or choose another -o"
+            )
+
+    def _inputs(self, name: str) -> dict[str, str]:
+        """Hashes of what a run of this stage does not change; the part it trains is in its checkpoints."""
+        if name in ("text", "vae"):
+            return {}
+        parts = ("vae", "text_encoder", "tokenizer", *(("transformer",) if name in DISTILLATION else ()))
+        paths = {part: self.folder.path / part for part in parts}
+        if name in STUDENTS:
+            paths[f"student of {STUDENTS[name]}"] = self._student_path(STUDENTS[name])
+        return {what: folder_hash(path) for what, path in paths.items()}
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """What was kept beside a run; empty where nothing was."""
+    if not path.exists():
+        return {}
     try:
         values = yaml.safe_load(path.read_text())
     except (UnicodeDecodeError, yaml.YAMLError):
         values = None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged; put the recipe of this run back, or choose another -o")
+        raise UserError(f"{path} is damaged; put that of this run back, or choose another -o")
     return values
 
 

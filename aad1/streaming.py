@@ -35,6 +35,7 @@ from aad1.workspace import model_path
 
 STUDENT = "student"
 PIXELS_AT_ONCE = 256 * 256  # latent frames in a pass of the decoder x their picture: large ones go one by one
+LARGEST_SIDE = 16383  # px; what every format can hold (WebP's limit)
 SMALL_SIDE = 384  # px; players blur what they enlarge, so smaller pictures are enlarged pixel by pixel
 
 Frames = NDArray[np.uint8]
@@ -83,8 +84,8 @@ class Session:
     the student was distilled for. Sessions may share their parts.
 
     Raises:
-        UserError: for a size that does not divide, passes that do not fall from 1, a negative seed, or a
-            word that the text encoder does not know.
+        UserError: for a size that does not divide or is too large, passes that do not fall from 1, a negative
+            seed, or a word that the text encoder does not know.
     """
 
     def __init__(
@@ -150,18 +151,24 @@ def picture_size(
     image: tuple[int, int],
     wanted: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """The video's (height, width): the one wanted, else the student's own, else the image's, cut to what divides.
+    """The video's (height, width): the one wanted, else the student's own, else the image's, cut to what fits.
 
     Raises:
-        UserError: when the wanted size is not a multiple of what the VAE and the patches need, naming it.
+        UserError: when the wanted size is not a multiple of what the VAE and the patches need, or has more rows
+            or columns of tokens than the transformer has rotary positions, naming what is allowed.
     """
-    factor, patch = geometry(vae).spatial, generator.config.patch_size
+    factor, patch, positions = geometry(vae).spatial, generator.config.patch_size, generator.config.rope_max_seq_len
     multiples = factor * patch[1], factor * patch[2]
     chosen = wanted or generator.config.size
     if chosen is None:
-        height, width = (max(1, side // m) * m for side, m in zip(image, multiples, strict=True))
+        height, width = (min(max(1, side // m), positions) * m for side, m in zip(image, multiples, strict=True))
         return height, width
     height, width = chosen
+    if height > positions * multiples[0] or width > positions * multiples[1]:
+        raise UserError(
+            f"size {height}x{width} is too large for this model: at most "
+            f"{positions * multiples[0]}x{positions * multiples[1]} (height x width)"
+        )
     if min(chosen) < 1 or height % multiples[0] or width % multiples[1]:
         raise UserError(
             f"size {height}x{width} does not fit this model: height must be a multiple of {multiples[0]} "
@@ -265,8 +272,14 @@ def record(
     """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
 
     Raises:
-        UserError: when the output cannot be written; nothing is left of it then.
+        UserError: when the enlarged picture is too large or the output cannot be written; nothing is left of
+            it then.
     """
+    if max(session.size) * scale > LARGEST_SIDE:
+        raise UserError(
+            f"scale {scale} makes {session.size[0]}x{session.size[1]} (height x width) larger than {LARGEST_SIDE} px "
+            f"a side; use at most {LARGEST_SIDE // max(session.size)}"
+        )
     spent: list[tuple[int, float]] = []
     with (
         VideoWriter(path, fps=fps, scale=scale, metadata=metadata) as video,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_students_may_not_take_a_parts_name(tmp_path: Path, tiny_vae: Any, tiny_
         )
 
 
-def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with whole_folder(tmp_path / "a") as fresh:
         (fresh / "old").touch()
 
@@ -194,10 +195,50 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "a") as fresh:
         (fresh / "new").touch()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["new"]
-    with pytest.raises(OSError, match="partial"), whole_folder(tmp_path / "a") as fresh:
-        shutil.rmtree(fresh)  # the rename fails after the old folder was set aside
+    refuse_renames(monkeypatch, ".a.partial-")  # the rename fails after the old folder was set aside
+    with pytest.raises(OSError, match="partial"), whole_folder(tmp_path / "a"):
+        pass
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["new"]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def refuse_renames(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    replace_file = os.replace
+
+    def replace_others(source: Path, target: Path) -> None:
+        if source.name.startswith(prefix):
+            raise OSError(f"cannot rename {source}")
+        replace_file(source, target)
+
+    monkeypatch.setattr(checkpoint_io.os, "replace", replace_others)
+
+
+def test_a_part_that_a_killed_write_set_aside_is_put_back(copy: Path) -> None:
+    before = folder_hash(copy / "vae")
+    (copy / "vae").rename(copy / ".vae.stale-1234")  # killed between the two renames
+    (copy / ".vae.partial-1234").mkdir()
+    shutil.copytree(copy / "transformer", copy / ".transformer.stale-5678")  # killed after them
+    assert open_folder(copy).path == copy
+    assert folder_hash(copy / "vae") == before
+    assert not list(copy.glob(".*.stale-*"))
+
+
+def test_the_next_write_keeps_what_a_killed_one_set_aside(tmp_path: Path) -> None:
+    (tmp_path / ".a.stale-1234").mkdir()
+    (tmp_path / ".a.stale-1234" / "old").touch()
+    with pytest.raises(RuntimeError, match="disk full"), whole_folder(tmp_path / "a"):
+        raise RuntimeError("disk full")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["old"]
+
+
+def test_a_folder_is_flushed_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(checkpoint_io, "sync", lambda path: order.append(path.name.partition(".partial")[0]))
+    rename = os.replace
+    monkeypatch.setattr(checkpoint_io.os, "replace", lambda *paths: (order.append("rename"), rename(*paths)))
+    with whole_folder(tmp_path / "a") as fresh:
+        (fresh / "weights").touch()
+    assert order == ["weights", ".a", "rename", tmp_path.name]
 
 
 def test_hash_follows_the_content_not_the_place(tiny_folder: Path, copy: Path) -> None:
@@ -261,6 +302,18 @@ def test_a_torn_config_is_named(copy: Path) -> None:
         open_folder(copy)
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_full_memory_is_not_blamed_on_the_weights(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(WanTransformer3DModel, "to", full)
+    with pytest.raises(error):
+        open_folder(tiny_folder).transformer(WanTransformer3DModel)
+
+
 def test_unknown_bundled_model_is_refused() -> None:
-    with pytest.raises(UserError, match="no bundled model is named 'huge'"):
+    with pytest.raises(UserError, match="no bundled model is named 'huge', and there is no such folder"):
         bundled("huge")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import build_tiny_transformer
 from diffusers import WanPipeline
 from test_loop import assert_identical
 
@@ -25,7 +26,7 @@ from aad1.data.clips import write_world_folder
 from aad1.data.latents import LatentStore
 from aad1.errors import UserError
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import folder_hash, open_folder
+from aad1.models.checkpoint_io import folder_hash, open_folder, save_transformer
 from aad1.recipe import load_recipe
 from aad1.stages import vae as vae_stage
 from aad1.training import metrics
@@ -567,6 +568,54 @@ def test_a_folder_that_holds_a_run(mistake: Mistakes, work: Callable[..., list[s
         assert "was begun with another recipe: " + message in line
     (tmp_path / "work" / "ode_init" / "recipe.yaml").write_text("{")
     assert "recipe.yaml is damaged" in mistake(["train", "ode_init", *work("--resume")])
+
+
+def test_a_run_whose_inputs_changed_does_not_go_on(
+    mistake: Mistakes, prepared: Prepared, work: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Neither as a run to continue nor as one that is done."""
+    model, student = tmp_path / "model", tmp_path / "work" / "ode_init" / "final" / "student"
+    shutil.copytree(prepared.model, model)
+    save_transformer(build_tiny_transformer(CausalWanTransformer3DModel), student)
+    options = work("--model", str(model))
+    assert main(["train", "dmd_warmup", *options]) == 0
+    assert main(["train", "dmd_warmup", *options, "--resume"]) == 0
+    save_transformer(build_tiny_transformer(CausalWanTransformer3DModel, seed=1), student)
+    save_transformer(build_tiny_transformer(seed=1), model / "transformer", as_stock=True)
+    for command in (["train", "dmd_warmup"], ["distill"]):
+        line = mistake([*command, *options, "--resume"])
+        assert "dmd_warmup was begun with another transformer, student of ode_init; to train anew delete" in line
+
+
+def test_the_part_that_a_run_trains_may_be_installed_before_it_goes_on(
+    prepared: Prepared, work: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(prepared.model, tmp_path / "model")
+    options = work("--model", str(tmp_path / "model"))
+    assert main(["train", "teacher", *options, "--install"]) == 0
+    assert main(["train", "teacher", *options, "--resume", "--teacher.steps=2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--adversarial.critic.layers=[0,2]"], "the backbone has blocks 0 to 1; choose among them"),
+        (["--adversarial.critic_optimizer.lr_overrides={backbones: 1e-4}"], "names no parameter: backbones"),
+        (["--dmd_warmup.fake_score.lr_overrides={block: 1e-4, nothing: 1e-4}"], "names no parameter: nothing"),
+    ],
+)
+def test_distill_refuses_at_once_what_a_late_stage_would(
+    mistake: Mistakes, prepared: Prepared, tmp_path: Path, options: list[str], message: str
+) -> None:
+    assert message in mistake(["distill", *prepared.options(tmp_path / "run"), *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_distill_refuses_at_once_a_later_stages_run(mistake: Mistakes, prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "run" / "dmd_warmup" / "checkpoints" / "step-00000007").mkdir(parents=True)
+    line = mistake(["distill", *prepared.options(tmp_path / "run")])
+    assert "dmd_warmup holds a run at step 7; add --resume" in line
+    assert not (tmp_path / "run" / "clips").exists()
 
 
 def test_what_a_resumed_run_may_change(work: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -8,20 +8,26 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import build_tiny_vae
 from lively import CHANNELS, clip_of, lively, normal, text_of
 from torch import Tensor, nn
 
+from aad1.data.world import vocabulary
 from aad1.errors import UserError
 from aad1.flow import shifted_levels
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.context import Visibility, chunk_slices
 from aad1.models.critic import Critic, Granularity
+from aad1.models.text import build_tiny_text
 from aad1.rollout import roll_clip
+from aad1.stages import vae as vae_stage
 from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig
 from aad1.stages.batches import ClipBatch, TrajectoryBatch, noise_like
 from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
 from aad1.stages.teacher import TeacherConfig, TeacherStage
+from aad1.stages.text import TextConfig, TextStage
+from aad1.stages.vae import VaeConfig, VaeStage
 from aad1.training.loop import Run, Turn
 from aad1.training.motion_guard import GuardConfig, MotionGuard
 from aad1.training.player import OptimizerConfig
@@ -264,6 +270,49 @@ def test_dropped_text_is_the_empty_prompt_for_the_whole_clip() -> None:
     dropped = [torch.equal(call.text[i], stage.empty_text[0]) for call in calls for i in range(BATCH)]
     assert all(a != b for a, b in zip(kept, dropped, strict=True))
     assert 4 < sum(dropped) < 20
+
+
+# --- text and autoencoder --------------------------------------------------------------------
+
+
+def vae_training() -> tuple[VaeStage, nn.Module]:
+    vae = build_tiny_vae().to("meta")
+    return VaeStage(VaeConfig(steps=1, batch=1, optimizer=ADAM, window=16, frames=5), vae), vae
+
+
+def text_training() -> tuple[TextStage, nn.Module]:
+    tokenizer, encoder = build_tiny_text(vocabulary())
+    config = TextConfig(steps=1, batch=1, optimizer=ADAM, captions=4, validation=4)
+    return TextStage(config, tokenizer, encoder.to("meta")), encoder
+
+
+class Reached(Exception):
+    """The module was called."""
+
+
+@pytest.mark.parametrize("build", [vae_training, text_training])
+def test_what_a_stage_makes_itself_goes_to_its_modules_device(
+    build: Callable[[], tuple[Any, nn.Module]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Batches, held-out clips or captions, clips for statistics, and read-out heads, with a module on "meta"."""
+    monkeypatch.setattr(vae_stage, "VALIDATION_CLIPS", 1)
+    (stage, module), given = build(), []
+
+    def reached(*tensors: Tensor) -> None:
+        given.append({tensor.device.type for tensor in tensors})
+        raise Reached
+
+    monkeypatch.setattr(module, "encode" if build is vae_training else "forward", reached)
+    for act in (
+        lambda: stage.loss(Turn(stage.name, 0), stage.dataset.read([0]), stream()),
+        lambda: stage.evaluate(0, tmp_path),
+        lambda: stage.export(tmp_path),
+    ):
+        with pytest.raises(Reached):
+            act()
+    assert given == [{"meta"}] * 3
+    (player,) = stage.players.values()
+    assert {p.device.type for p in player.parameters.values()} == {"meta"}
 
 
 # --- stage I ---------------------------------------------------------------------------------

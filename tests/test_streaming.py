@@ -142,6 +142,7 @@ def test_the_size_is_the_students_own_else_the_images(student: Student) -> None:
     assert picture_size(student.generator, student.vae, (200, 300)) == (64, 64)
     assert picture_size(unsized, student.vae, (200, 300)) == (192, 288)
     assert picture_size(unsized, student.vae, (5, 300)) == (16, 288)
+    assert picture_size(unsized, student.vae, (3000, 300)) == (1024, 288)  # 64 rotary positions
     with pytest.raises(UserError, match="multiple of 16"):
         picture_size(student.generator, student.vae, (64, 64), (64, 72))
 
@@ -248,6 +249,8 @@ def test_small_pictures_are_enlarged_by_default(folder: Path, still: Path, tmp_p
         (["--prompt", "a red elephant"], "elephant"),
         (["--image", "nowhere.png"], "does not exist"),
         (["--size", "60", "64"], "multiple of 16"),
+        (["--size", "32768", "64"], "too large for this model: at most 1024x1024"),
+        (["--scale", "10000"], "use at most 255"),
         (["--passes", "0.5"], "begin at 1"),
         (["--seed", "-1"], "negative"),
         (["--scale", "0"], "scale 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ def test_a_torn_cache_file_is_replaced(tiny_text: Text, tmp_path: Path) -> None:
     torch.testing.assert_close(
         TextEncoder(tiny_text[0], unloadable, encoder_hash="random", cache_folder=tmp_path).embed(PROMPTS[:1]), first
     )
+
+
+def test_a_full_disk_leaves_no_piece_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        EmbeddingCache(tmp_path).put("key", torch.zeros(1, 2))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_memory_is_bounded() -> None:

@@ -2,7 +2,8 @@
 
 A folder holds ``model_index.json`` and transformer, vae, text_encoder, tokenizer and scheduler; a
 distilled student lies beside them as one more transformer in a subfolder of any name. Every write goes
-to a hidden neighbour first and is renamed, so a folder is there whole or not at all.
+to a hidden neighbour first and is renamed, so a folder is there whole or not at all; one that a killed
+write had set aside is put back when the Wan folder is next opened or written to.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from torch import nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from aad1.errors import UserError, nearest
+from aad1.files import sync
 from aad1.models.text import TextEncoder
 
 Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
@@ -49,6 +51,7 @@ PARTS = {
 WEIGHTS = (".safetensors", ".bin")
 HASHED = (*WEIGHTS, ".json", ".model")
 HASH_BLOCK = 2**24
+STALE = ".stale-"  # marks the old folder while a new one takes its place
 PROVENANCE = ("_", "transformers_version")  # config keys that say who wrote a file, not what is in it
 
 
@@ -133,7 +136,8 @@ def bundled(name: str) -> Path:
     path = ASSETS / name
     if not (path / INDEX).is_file():
         names = [index.parent.name for index in ASSETS.glob(f"*/{INDEX}")]
-        raise UserError(f"no bundled model is named '{name}'{nearest(name, names) if names else '; none is installed'}")
+        hint = nearest(name, names) if names else "; none is installed"
+        raise UserError(f"no bundled model is named '{name}', and there is no such folder{hint}")
     return path
 
 
@@ -152,6 +156,7 @@ def open_folder(path: str | Path, *, dtype: torch.dtype = torch.float32, device:
         raise UserError(
             f"'{path}' is not a Wan folder: it has no {INDEX}; give the folder that holds {', '.join(PARTS)}"
         )
+    _settle(path)
     index = _read_json(path / INDEX)
     _check_parts(path)
     _check_kind(path, index)
@@ -227,6 +232,8 @@ def reading(part: Path) -> Iterator[None]:
     """Damaged or foreign weights become a UserError; the libraries raise a dozen kinds of errors for them."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the weights
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot read '{part}' ({reason}); download or export it again") from error
@@ -306,25 +313,40 @@ def _canonical_json(file: Path) -> bytes:
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Give a hidden neighbour of ``folder`` to write into; rename it to ``folder`` when the block succeeds.
+    """Give a hidden neighbour of ``folder`` to write into; flushed and renamed to ``folder`` when the block succeeds.
 
     An existing ``folder`` is replaced as a whole; on an error it is left as it was.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _settle(folder.parent)
     tag = uuid.uuid4().hex[:8]
-    fresh, stale = (folder.with_name(f".{folder.name}.{kind}-{tag}") for kind in ("partial", "stale"))
+    fresh, stale = folder.with_name(f".{folder.name}.partial-{tag}"), folder.with_name(f".{folder.name}{STALE}{tag}")
     fresh.mkdir()
     try:
         yield fresh
+        for path in (*fresh.rglob("*"), fresh):
+            sync(path)
         if folder.exists():
             os.replace(folder, stale)
         os.replace(fresh, folder)
+        sync(folder.parent)
     finally:
         if stale.exists() and not folder.exists():
             os.replace(stale, folder)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _settle(parent: Path) -> None:
+    """Finish what a killed ``whole_folder`` left in ``parent``: put the old folder back unless it was replaced."""
+    for stale in parent.glob(f".*{STALE}*"):
+        folder = parent / stale.name.removeprefix(".").rpartition(STALE)[0]
+        if folder.exists():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            with suppress(OSError):  # where nothing can be renamed, opening says what is missing
+                stale.rename(folder)
 
 
 def save_component(part: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:

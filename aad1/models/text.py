@@ -19,12 +19,13 @@ from typing import Any
 import ftfy
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from aad1.errors import UserError, nearest
+from aad1.files import write_errors
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 MAX_PROMPT_TOKENS = 512  # what Wan was trained with; a tokenizer may declare less
@@ -167,15 +168,23 @@ class EmbeddingCache:
         return embedding
 
     def put(self, key: str, embedding: Tensor) -> None:
-        """Store ``embedding`` under ``key``; the file appears whole or not at all."""
+        """Store ``embedding`` under ``key``; the file appears whole or not at all.
+
+        It is not flushed to the disk: ``get`` counts a torn file as absent, and there are thousands of them.
+        Raises UserError when it cannot be written.
+        """
         self._remember(key, embedding)
         path = self._path(key)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        save_file({"embedding": embedding}, partial)
-        os.replace(partial, path)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # processes may share the folder
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_bytes(save({"embedding": embedding}))
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path | None:
         return self.folder / key[:2] / f"{key}.safetensors" if self.folder else None

@@ -78,7 +78,7 @@ class TextStage(PlainStage):
 
     def __post_init__(self) -> None:
         self.encoder.requires_grad_(True)
-        self.heads = ClauseHeads(self.encoder.config.d_model)
+        self.heads = ClauseHeads(self.encoder.config.d_model).to(self.encoder.device)
         both = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
         self.players = {"encoder": Player("encoder", both, self.config.optimizer)}
         self.dataset = Captions(self.tokenizer, self.config.captions)
@@ -89,6 +89,7 @@ class TextStage(PlainStage):
 
     def loss(self, turn: Turn, batch: LabelledCaptions, noise: torch.Generator) -> Loss:
         """Cross-entropy of every token's answers, summed over the questions."""
+        batch = batch.to(self.encoder.device)
         hidden = self.encoder(batch.ids, batch.mask).last_hidden_state
         return Loss(clause_loss(self.heads(hidden), batch.labels), {})
 
@@ -98,7 +99,8 @@ class TextStage(PlainStage):
 
     @cached_property
     def _validation(self) -> LabelledCaptions:
-        return label_captions(self.tokenizer, world_captions("val", self.config.validation))
+        captions = world_captions("val", self.config.validation)
+        return label_captions(self.tokenizer, captions).to(self.encoder.device)
 
     def export(self, folder: Path) -> Path:
         """Save the averaged encoder, its outputs scaled to unit variance."""
@@ -120,6 +122,10 @@ class LabelledCaptions:
         """Select captions and drop the padding that none of them needs."""
         length = int(self.mask[rows].sum(1).max())
         return LabelledCaptions(self.ids[rows, :length], self.mask[rows, :length], self.labels[rows, :length])
+
+    def to(self, device: torch.device) -> LabelledCaptions:
+        """The same captions on ``device``."""
+        return LabelledCaptions(self.ids.to(device), self.mask.to(device), self.labels.to(device))
 
 
 def clause_answers(caption: str) -> list[dict[str, str]]:

@@ -88,6 +88,7 @@ class VaeStage(PlainStage):
         The latent is the posterior's mean: sampling it at this size of model and budget kept the
         shapes from being learnt at all (docs/log.md).
         """
+        batch = batch.to(self.vae.device)
         latents = self.vae.encode(batch).latent_dist.mode()
         error = self.vae.decode(latents).sample - batch
         mse, size = error.square().mean(), latents.square().mean()
@@ -97,7 +98,7 @@ class VaeStage(PlainStage):
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """PSNR (dB) on whole held-out clips; truth above, reconstruction below, in an mp4."""
         clips = np.stack([make_clip("val", index, frames=17).frames for index in range(VALIDATION_CLIPS)])
-        frames = video_to_tensor(clips)
+        frames = video_to_tensor(clips).to(self.vae.device)
         decoded = self.vae.decode(self.vae.encode(frames).latent_dist.mode()).sample.clamp(-1, 1)
         rows = np.concatenate([tensor_to_video(frames), tensor_to_video(decoded)], axis=2)
         samples.mkdir(parents=True, exist_ok=True)
@@ -143,6 +144,6 @@ def latent_statistics(vae: AutoencoderKLWan) -> tuple[list[float], list[float]]:
     latents = []
     for index in range(STATISTICS_CLIPS):
         clip = make_clip("train", index, frames=33)
-        latents.append(vae.encode(video_to_tensor(clip.frames[None])).latent_dist.mode())
+        latents.append(vae.encode(video_to_tensor(clip.frames[None]).to(vae.device)).latent_dist.mode())
     values = torch.cat(latents).transpose(0, 1).flatten(1)
     return values.mean(1).tolist(), values.std(1).tolist()

@@ -151,16 +151,13 @@ class Run:
         return self.stage.export(self.folder / "final")
 
     def _start(self) -> None:
-        found = sorted((self.folder / CHECKPOINTS).glob("step-*"))
-        if not found:
-            return
         if not self.resume:
-            step = int(found[-1].name.removeprefix("step-"))
-            raise UserError(f"{self.folder} holds a run at step {step}; add --resume, or choose another folder")
-        last = checkpoint.load_last(self.folder / CHECKPOINTS)
-        if last is None:
-            raise UserError(f"no readable checkpoint in {self.folder}; start again into another folder")
-        self._load(*last)
+            refuse_run(self.folder)
+        elif has_run(self.folder):
+            last = checkpoint.load_last(self.folder / CHECKPOINTS)
+            if last is None:
+                raise UserError(f"no readable checkpoint in {self.folder}; start again into another folder")
+            self._load(*last)
 
     def _load(self, step: int, state: dict[str, Any]) -> None:
         if set(state["players"]) != set(self.stage.players):
@@ -241,6 +238,18 @@ class Run:
             f"{self.stage.name} diverged at step {self.step} ({name}: {what}); {where}; "
             "lower the learning rate and --resume from the last checkpoint"
         )
+
+
+def has_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a checkpoint, readable or not."""
+    return any((folder / CHECKPOINTS).glob("step-*"))
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise UserError when ``folder`` holds a run: to begin another one there would delete it."""
+    if has_run(folder):
+        step = int(max((folder / CHECKPOINTS).glob("step-*")).name.removeprefix("step-"))
+        raise UserError(f"{folder} holds a run at step {step}; add --resume, or choose another folder")
 
 
 def _plain(batch: Any) -> Any:
