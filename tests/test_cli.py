@@ -425,7 +425,7 @@ def test_a_store_of_other_clips(mistake: Mistakes, work: Callable[..., list[str]
         ("--trajectories.steps=8", "has steps 4, this run needs 8"),
         ("--trajectories.shift=3.0", "the trajectories hold t = 1.0000, 0.9375"),
         ("--trajectories.levels=[1.0,0.5]", "has levels [1.0, 0.75, 0.5, 0.25], this run needs"),
-        ("--trajectories.guidance=5.0", "has guidance 3.0, this run needs 5.0"),
+        ("--trajectories.guidance=4.0", "has guidance 5.0, this run needs 4.0"),
         ("--seed=1", "has seed 0, this run needs 1"),
         ("--trajectories.levels=[1.0,0.3]", "missing"),
     ],
