@@ -366,7 +366,7 @@ class Assembly:
 
     def distill(self, resume: bool) -> Path:
         """Clips, trajectories and the three stages, skipping what is finished; returns the student's folder."""
-        self._preflight(resume)
+        self.preflight(resume)
         self.prepare_clips()
         self.prepare_trajectories()
         for name in DISTILLATION:
@@ -375,11 +375,12 @@ class Assembly:
         return self.workspace.student(DISTILLATION[-1])
 
     @user_errors()
-    def _preflight(self, resume: bool) -> None:
+    def preflight(self, resume: bool) -> None:
         """Refuse at once what a later stage would refuse after hours: its run, critic layers, rates of no parameter."""
         for name in DISTILLATION:
             if has_run(folder := self.workspace.run(name)):
                 self._check_run(folder, name, resume)
+        self._sources()
         recipe = self.recipe
         with torch.device("meta"):  # names and shapes alone
             config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")

@@ -27,16 +27,24 @@ from aad1.data.media import VideoWriter, open_image
 from aad1.data.world import SPLITS, make_clip
 from aad1.demo import Demo, DemoConfig
 from aad1.errors import UserError, nearest
-from aad1.recipe import load_recipe
+from aad1.recipe import RECIPES, Recipe, load_recipe, recipe_names
 from aad1.runtime import keep_freed_memory
 from aad1.streaming import STUDENT, Session, Student, enlargement, frame_count, load_student, record
 from aad1.training.loop import Interrupted
 from aad1.workspace import Workspace
 
+DESCRIPTION = """One-step streaming image-to-video, distilled: AAD-1.
+
+Begin with `aad1 demo`. Every command explains itself with --help; those with a --recipe take any of its values, for
+example --ode_init.steps 50 --data.source my_videos/ --model my_wan_folder. --debug shows where an error came from. Exit
+codes: 0 done, 1 a fault of ours, 2 a mistake that you can mend (one line says how), 130 interrupted.
+"""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Out = Annotated[Path, arg(aliases=["-o"], help="folder for everything the command makes")]
-RecipeName = Annotated[str, arg(help="a bundled recipe, or a YAML file; any of its values: --section.key VALUE")]
+NAMES = ", ".join(recipe_names())
+RECIPE_HELP = f"one of {NAMES} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
+RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
 ResumeFlag = Annotated[bool, arg(help="go on from the last checkpoint")]
 Install = Annotated[bool, arg(help="afterwards put the trained part into the Wan folder (--model)")]
 
@@ -53,7 +61,7 @@ class New:
 
     def run(self, extra: Sequence[str]) -> None:
         """Write the folder."""
-        new_folder(load_recipe(self.recipe, extra), self.folder)
+        new_folder(recipe_of(self, extra), self.folder)
         say(f"wrote {self.folder}; train its parts with aad1 train text|vae|teacher --model {self.folder} --install")
 
 
@@ -61,7 +69,8 @@ class New:
 class Prepare:
     """Make what the stages learn from: latent clips, or the teacher's trajectories. Continues what is there.
 
-    Example: aad1 prepare clips --recipe tiny -o runs/tiny --data.source my_videos/
+    Examples: aad1 prepare clips --recipe tiny -o runs/tiny
+    aad1 prepare clips --recipe wan2.1-1.3b --model my_wan_folder --data.source my_videos/ -o runs/mine
     """
 
     what: Positional[Literal["clips", "trajectories"]]
@@ -70,7 +79,7 @@ class Prepare:
 
     def run(self, extra: Sequence[str]) -> None:
         """Encode clips or denoise trajectories."""
-        assembly = Assembly(load_recipe(self.recipe, extra), Workspace(self.out))
+        assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
         assembly.prepare_clips() if self.what == "clips" else assembly.prepare_trajectories()
 
 
@@ -90,7 +99,7 @@ class Train:
 
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
-        assembly = Assembly(load_recipe(self.recipe, extra), Workspace(self.out))
+        assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
         say(f"wrote {assembly.train(self.stage, self.resume)}")
         if self.install:
             assembly.install(self.stage)
@@ -111,7 +120,7 @@ class Distill:
 
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
-        assembly = Assembly(load_recipe(self.recipe, extra), Workspace(self.out))
+        assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
         say(f"wrote {assembly.distill(self.resume)}")
         if self.install:
             assembly.install("adversarial")
@@ -222,7 +231,7 @@ class DemoCommand:
     def run(self, extra: Sequence[str]) -> None:
         """Run, and say where to look."""
         config = DemoConfig(self.clips, self.shown)
-        page = Demo(load_recipe(self.recipe, extra), self.out, config, self.resume).run()
+        page = Demo(recipe_of(self, extra), self.out, config, self.resume).run()
         say(f"open {page.resolve()} in a browser\nthe table is in {page.with_name('table.json')}")
 
 
@@ -235,6 +244,11 @@ Command = (
     | Annotated[Generate, subcommand("generate")]
     | Annotated[WorldImage, subcommand("world-image")]
 )
+
+
+def recipe_of(command: New | Prepare | Train | Distill | DemoCommand, extra: Sequence[str]) -> Recipe:
+    """The recipe a command names, with the values given beside it."""
+    return load_recipe(command.recipe, extra, [field.name for field in fields(command)])
 
 
 def say(text: str) -> None:
@@ -270,7 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
     keep_freed_memory()
     try:
-        command, extra = tyro.cli(Command, args=words, prog="aad1", return_unknown_args=True)  # type: ignore[call-overload]
+        command, extra = tyro.cli(  # type: ignore[call-overload]
+            Command, args=words, prog="aad1", description=DESCRIPTION, return_unknown_args=True
+        )
         command.run(extra)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -287,6 +303,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return 130, str(error) or "interrupted; what was finished is kept, the same command (with --resume) goes on"
     if isinstance(error, UserError):
         return 2, str(error)
+    if isinstance(error, BrokenPipeError):
+        return 1, "whatever read the output has stopped reading"
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in first:
         return 2, f"not enough memory ({first}); use a smaller --size or batch, or a larger machine"

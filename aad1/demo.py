@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from aad1.assembly import Assembly
+from aad1.assembly import Assembly, user_errors
 from aad1.data.clips import read_video
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS, SIZE, WORLD_VERSION, Clip, Truth
@@ -75,7 +75,9 @@ class Ledger:
     peak_memory: int = 0
 
     def __post_init__(self) -> None:
-        if self.path.exists():
+        with suppress(
+            OSError, ValueError, LookupError, TypeError, AttributeError
+        ):  # none yet, or damaged: time is counted anew
             held = json.loads(self.path.read_text())
             self.phases = {name: Phase(**phase) for name, phase in held["phases"].items()}
             self.peak_memory = held["peak_memory"]
@@ -126,8 +128,9 @@ class Demo:
         if (self.root / PROGRESS).exists() and not self.resume:
             raise UserError(f"{self.root} holds a demo; add --resume to go on with it, or choose another -o")
         self.assembly = Assembly(self.recipe, Workspace(self.root))
-        assert self.assembly.folder  # a missing model shows before anything is written
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.assembly.preflight(self.resume)  # what is wrong shows before anything is written
+        with user_errors():
+            self.root.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.root / PROGRESS)
 
     def run(self) -> Path:

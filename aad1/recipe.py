@@ -106,14 +106,16 @@ class Recipe:
     threads: Natural = 0
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), options: Sequence[str] = ()) -> Recipe:
     """Read a bundled recipe by name, or a YAML file by path, and apply ``--section.key value`` overrides.
+
+    ``options`` are the words that the command itself knows: what a mistyped one may have meant.
 
     Raises UserError for a missing file, bad YAML, an unknown key (naming the nearest) or a value of
     the wrong type.
     """
     values = _read_yaml(_find(name))
-    for key, text in _pairs(overrides):
+    for key, text in _pairs(overrides, options):
         _assign(values, key, _parse(key, text))
     _refuse_unknown(Recipe, values, "")
     try:
@@ -157,14 +159,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+def _pairs(overrides: Sequence[str], options: Sequence[str]) -> list[tuple[str, str]]:
     """Split ``--a.b 1 --c=2`` into pairs."""
     pairs, words = [], list(overrides)
+    sections = [field.name for field in dataclasses.fields(Recipe)]
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
             raise UserError(f"'{word}' is not an option; recipe values are given as --section.key value")
         key, equals, value = word[2:].partition("=")
+        if (section := key.partition(".")[0]) not in sections:
+            raise UserError(f"unknown recipe key '{key}'{nearest(section, [*sections, *options])}")
         if not equals and not words:
             raise UserError(f"--{key} needs a value")
         pairs.append((key, value if equals else words.pop(0)))

@@ -201,3 +201,26 @@ def test_mistakes_are_one_line(
     assert message in said
     assert "\n" not in said
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--data.fps=8"], ["--adversarial.critic.layers=[99]"], ["--model", "nowhere/at/all"]]
+)
+def test_a_demo_that_is_refused_leaves_nothing(
+    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "-o", str(tmp_path / "demo"), *options]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_does_not_take_the_place_of_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "demo").write_text("mine")
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 2
+    assert (tmp_path / "demo").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"phases": 3}'])
+def test_a_damaged_ledger_counts_anew(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "phases.json").write_text(damage)
+    assert Ledger(tmp_path / "phases.json").phases == {}

@@ -195,6 +195,7 @@ def test_a_new_folder_is_what_the_recipe_says(name: str, tmp_path: Path) -> None
         (["--trajectories.count", "0"], r"trajectories.count: .*equal to 1"),
         (["--showing.clips", "0"], r"showing.clips: .*equal to 1"),
         (["--data.clips"], r"--data.clips needs a value"),
+        (["--resum"], r"unknown recipe key 'resum'; did you mean 'resume'"),
         (["data.clips", "3"], r"'data.clips' is not an option"),
         (["--seed.x", "3"], r"--seed.x: 'seed' is a value, not a section"),
         (["--data.size", "[64, 64"], r"--data.size: cannot read"),
@@ -202,7 +203,7 @@ def test_a_new_folder_is_what_the_recipe_says(name: str, tmp_path: Path) -> None
 )
 def test_a_wrong_override_is_refused_in_one_line(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        load_recipe("tiny", options)
+        load_recipe("tiny", options, ["resume", "install"])
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
 
