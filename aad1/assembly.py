@@ -39,6 +39,7 @@ from aad1.models.checkpoint_io import (
 from aad1.models.critic import Critic
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import encode_video, geometry
+from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
@@ -61,6 +62,7 @@ PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 STUDENTS = {"dmd_warmup": "ode_init", "adversarial": "dmd_warmup"}  # whose student a stage begins with
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
+CAPTIONS_AT_ONCE = 32
 
 
 @contextmanager
@@ -186,15 +188,12 @@ class Assembly:
     @cached_property
     def showing(self) -> Showing:
         """Held-out samples during training."""
-        plan = self.recipe.trajectories
         return Showing(
             self.recipe.showing,
             self.validation,
             self.vae,
             self.text,
             self.recipe.student.passes,
-            plan.guidance,
-            plan.shift,
             self.recipe.negative_prompt,
             self.device,
         )
@@ -304,19 +303,23 @@ class Assembly:
 
     def _teacher_stage(self) -> Stage:
         data = LatentClips(self.clips, self.text, self.device)
-        empty = self.prompt(self.recipe.negative_prompt)
-        return TeacherStage(self._section("teacher"), self.teacher(), data, empty, self.showing)
+        return TeacherStage(self._section("teacher"), self.teacher(), data, self.prompt(""), self.showing)
 
     def _ode_init(self) -> Stage:
         store = LatentStore(self.workspace.trajectories)
         wanted = self.recipe.trajectories
         held = store.manifest.extra
-        check_levels(held["stored_levels"], wanted.stored_levels)
+        check_levels(held["stored_levels"], (*wanted.stored_levels, *self.recipe.student.passes))
+        if len(store) < wanted.count:
+            raise UserError(
+                f"{store.folder} holds {len(store)} trajectories, the recipe wants {wanted.count}: run "
+                "`aad1 prepare trajectories` with this -o to make the others, or lower trajectories.count"
+            )
         teacher = folder_hash(self.folder.path / "transformer")
         expected = manifest_for(wanted, self.clips, teacher, self.recipe.seed, self.recipe.negative_prompt)
         shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "fps")}
         require(store, **shape, **expected.extra)
-        data = Trajectories(store, self.text, self.device)
+        data = Trajectories(store, self.text, self.device, wanted.count)
         return OdeInitStage(self.recipe.ode_init, self.teacher(), data, held["stored_levels"], self.showing)
 
     def _dmd_warmup(self) -> Stage:
@@ -362,7 +365,21 @@ class Assembly:
             self._check_run(folder, name, resume)
         else:  # one that was stopped before its first checkpoint counts for nothing
             self._record(folder, name)
-        return Run(self.stage(name), config, folder, self.recipe.seed, resume).train()
+        stage = self.stage(name)
+        if name not in ("text", "vae"):
+            self._embed_captions(stage.dataset)
+        return Run(stage, config, folder, self.recipe.seed, resume).train()
+
+    def _embed_captions(self, captioned: Any) -> None:
+        """Embed what a stage will ask for, once, and drop the encoder: it can be larger than what trains."""
+        stores = (captioned.store, self.validation)
+        captions = sorted({store.row(index)["caption"] for store in stores for index in range(len(store))})
+        with Progress("captions", len(captions), every=0, unit="caption") as bar:
+            for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+                part = captions[start : start + CAPTIONS_AT_ONCE]
+                self.text.embed(part)
+                bar.advance(len(part))
+        self.text.release()
 
     def distill(self, resume: bool) -> Path:
         """Clips, trajectories and the three stages, skipping what is finished; returns the student's folder."""
@@ -382,6 +399,7 @@ class Assembly:
                 self._check_run(folder, name, resume)
         self._sources()
         recipe = self.recipe
+        check_levels(recipe.trajectories.stored_levels, recipe.student.passes)
         with torch.device("meta"):  # names and shapes alone
             config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
             model = CausalWanTransformer3DModel.from_config(config)
@@ -391,15 +409,19 @@ class Assembly:
             Player("generator", model, recipe.adversarial.generator_optimizer)
             Player("critic", self._critic(model), recipe.adversarial.critic_optimizer)
 
-    @user_errors()
-    def install(self, name: str) -> None:
-        """Put a trained part into the Wan folder it was trained from."""
-        part = PARTS.get(name, "student")
+    def refuse_install(self) -> None:
+        """Raise UserError when trained parts cannot be put into the Wan folder: said before they are trained."""
         if self.folder.path.is_relative_to(ASSETS):
             raise UserError(
                 f"'{self.folder.path}' comes with the package and is not written to; "
                 "copy it (or make one with `aad1 new`) and give the copy as --model"
             )
+
+    @user_errors()
+    def install(self, name: str) -> None:
+        """Put a trained part into the Wan folder it was trained from."""
+        part = PARTS.get(name, "student")
+        self.refuse_install()
         with whole_folder(self.folder.path / part) as fresh:
             shutil.copytree(self.workspace.run(name) / "final" / part, fresh, dirs_exist_ok=True)
             if self.recipe.new is not None:
@@ -455,10 +477,16 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], stage: str) -> s
     for section in (stage, *sorted(shared)):
         before, after = _leaves(old.get(section), section), _leaves(new[section], section)
         for key in sorted(before.keys() | after.keys()):
-            resumable = section == stage and RESUMABLE & {*key.split(".")}
+            resumable = section == stage and RESUMABLE & {*key.split(".")} and _same_optimizer(before, after, key)
             if not resumable and before.get(key) != after.get(key):
-                return f"{key} was {before.get(key)}, is {after.get(key)}"
+                return f"{key} was {before.get(key, 'not given')}, is {after.get(key, 'not given')}"
     return None
+
+
+def _same_optimizer(before: dict[str, str], after: dict[str, str], key: str) -> bool:
+    """Whether the optimizer's groups stay as they were: rates may change, but not which parameters have one."""
+    old, new = before.get(key), after.get(key)
+    return old is not None and new is not None and (not key.endswith("muon_lr") or (float(old) > 0) == (float(new) > 0))
 
 
 def _leaves(value: Any, path: str) -> dict[str, str]:

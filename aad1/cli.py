@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line o
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shlex
 import sys
 import warnings
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO, get_args
 
 import numpy as np
 import torch
@@ -100,6 +102,8 @@ class Train:
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
         assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
+        if self.install:
+            assembly.refuse_install()
         say(f"wrote {assembly.train(self.stage, self.resume)}")
         if self.install:
             assembly.install(self.stage)
@@ -121,9 +125,12 @@ class Distill:
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
         assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
+        if self.install:
+            assembly.refuse_install()
         say(f"wrote {assembly.distill(self.resume)}")
         if self.install:
             assembly.install("adversarial")
+            say(f"installed in {assembly.folder.path}")
 
 
 @dataclass(frozen=True)
@@ -246,6 +253,9 @@ Command = (
 )
 
 
+COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
+
+
 def recipe_of(command: New | Prepare | Train | Distill | DemoCommand, extra: Sequence[str]) -> Recipe:
     """The recipe a command names, with the values given beside it."""
     return load_recipe(command.recipe, extra, [field.name for field in fields(command)])
@@ -284,9 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
     keep_freed_memory()
     try:
-        command, extra = tyro.cli(  # type: ignore[call-overload]
-            Command, args=words, prog="aad1", description=DESCRIPTION, return_unknown_args=True
-        )
+        command, extra = parse(words)
         command.run(extra)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -297,10 +305,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command and the words it does not know: values of a recipe, or mistakes.
+
+    Raises UserError with one line where tyro would print a box; ``--help`` prints and exits as ever.
+    """
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise UserError(f"there is no command '{words[0]}'{nearest(words[0], COMMANDS)}")
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(  # type: ignore[call-overload, no-any-return]
+                Command, args=words or ["--help"], prog="aad1", description=DESCRIPTION, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(_unboxed(box.getvalue())) from None
+        raise
+
+
+def _unboxed(box: str) -> str:
+    """The message of one of tyro's boxes: its title, and the lines down to the first rule."""
+    title, *rows = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
+    return f"{title.lower()}: {' '.join(rows[: rows.index('')])}"
+
+
 def _verdict(error: BaseException) -> tuple[int, str]:
     """Exit code and line for what went wrong."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        return 130, str(error) or "interrupted; what was finished is kept, the same command (with --resume) goes on"
+        kept = (
+            "interrupted; what was finished is kept: the same command goes on, with --resume where it has that option"
+        )
+        return 130, str(error) or kept
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, BrokenPipeError):

@@ -28,11 +28,12 @@ from aad1.data.clips import read_video
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS, SIZE, WORLD_VERSION, Clip, Truth
 from aad1.errors import UserError
-from aad1.evaluation.models import TeacherSampling, student_samples, teacher_samples, vae_samples
+from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
 from aad1.evaluation.page import DemoPage, Panels, render
 from aad1.evaluation.world import CONTROLS, Row, evaluate, protocol_clips, table
 from aad1.files import write_atomic
 from aad1.models.checkpoint_io import folder_hash
+from aad1.models.vae import geometry
 from aad1.progress import Progress
 from aad1.recipe import Recipe
 from aad1.runtime import peak_memory
@@ -179,7 +180,8 @@ class Demo:
 
     def _key(self, name: str) -> dict[str, Any]:
         """What a stored row must agree on to be used again."""
-        sampling = asdict(self._sampling) if name == "teacher" else {}
+        recipe = self.recipe
+        sampling = asdict(recipe.showing.teacher) | {"not": recipe.negative_prompt} if name == "teacher" else {}
         weights = [folder_hash(part) for part in self._weights(name)]
         return {
             "frames": self.recipe.data.frames,
@@ -187,7 +189,7 @@ class Demo:
             "world": WORLD_VERSION,
             **asdict(self.config),
         } | {
-            "seed": self.recipe.seed,
+            "seed": recipe.seed,
             **sampling,
         }
 
@@ -209,7 +211,8 @@ class Demo:
                     yield frames, truth
                     bar.advance()
 
-            row = evaluate(name, watched(), image_given=name != "teacher", seed=self.recipe.seed)
+            chunk = self.recipe.student.num_frames_per_block * geometry(self.assembly.vae).temporal
+            row = evaluate(name, watched(), image_given=name != "teacher", chunk_frames=chunk, seed=self.recipe.seed)
         _write_video(video, np.concatenate(kept, axis=2), KEPT_SCALE, KEPT_CRF)
         return row
 
@@ -221,14 +224,9 @@ class Demo:
             return vae_samples(assembly.vae, clips)
         if name == "teacher":
             model = assembly.teacher().eval()
-            return teacher_samples(model, assembly.vae, assembly.text, clips, self._sampling, seed=seed)
+            sampling, negative = self.recipe.showing.teacher, self.recipe.negative_prompt
+            return teacher_samples(model, assembly.vae, assembly.text, clips, sampling, negative, seed=seed)
         return student_samples(assembly.student(name).eval(), assembly.vae, assembly.text, clips, seed=seed)
-
-    @property
-    def _sampling(self) -> TeacherSampling:
-        """The teacher as the student was taught by it."""
-        plan = self.recipe.trajectories
-        return TeacherSampling(plan.steps, plan.shift, plan.guidance, self.recipe.negative_prompt)
 
     # --- results -------------------------------------------------------------------------------
 
@@ -289,7 +287,7 @@ class Demo:
         return [
             (
                 "Animate a picture with this student, for as long as you like:",
-                "aad1 world-image 0 -o still.png\n"
+                "source .venv/bin/activate  # where make set it up\naad1 world-image 0 -o still.png\n"
                 f"aad1 generate --model {model} --student {student} --image still.png \\\n"
                 f'    --prompt "{caption}" --seconds 20 -o video.mp4',
             ),

@@ -10,12 +10,13 @@ Axes: latents are [batch, channels, frames, height, width]; ``t`` is [batch, fra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+Noise = Callable[[Tensor], Tensor]  # gives fresh noise shaped like its argument
 TIMESTEP_SCALE = 1000.0
 GRID_TOLERANCE = 1e-6
 
@@ -46,6 +47,11 @@ def x0_from_v(x_t: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
 def guide(cond: Tensor, uncond: Tensor, weight: float) -> Tensor:
     """Classifier-free guidance in the standard convention: weight 1 is the conditional output."""
     return uncond + weight * (cond - uncond)
+
+
+def with_clean_image(t: Tensor) -> Tensor:
+    """``t`` [batch, frames] with the first frame, the image, at noise level 0."""
+    return torch.cat([torch.zeros_like(t[:, :1]), t[:, 1:]], dim=1)
 
 
 def shift_t(u: Tensor, shift: float) -> Tensor:

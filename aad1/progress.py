@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -53,7 +54,7 @@ class Progress:
         self._task = self._bar.add_task(description, total=total, completed=done, info="") if self._bar else None
 
     def _make_bar(self) -> RichProgress:
-        return RichProgress(
+        return _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -61,7 +62,6 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[info]}"),
             console=self._console,
         )
 
@@ -107,6 +107,17 @@ class Progress:
 
     def _info(self) -> str:
         return " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.fields.items())
+
+
+class _TwoLines(RichProgress):
+    """The bar, and the fields below it: beside it they would squeeze it out of a narrow terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn at every refresh."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["info"]:
+                yield Text(task.fields["info"], style="dim")
 
 
 class _Rate(ProgressColumn):

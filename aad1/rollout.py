@@ -9,17 +9,15 @@ extra pass is what lets the next chunk see finished frames: keys made at t = 1 d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, repeat
 
 import torch
 from torch import Tensor
 
-from aad1.flow import add_noise, x0_from_v
+from aad1.flow import Noise, add_noise, x0_from_v
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.context import Context
-
-Noise = Callable[[Tensor], Tensor]  # gives fresh noise shaped like its argument
 
 
 def rollout(

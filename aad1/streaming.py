@@ -34,7 +34,6 @@ from aad1.training.randomness import generator_for
 from aad1.workspace import model_path
 
 STUDENT = "student"
-PIXELS_AT_ONCE = 256 * 256  # latent frames in a pass of the decoder x their picture: large ones go one by one
 LARGEST_SIDE = 16383  # px; what every format can hold (WebP's limit)
 SMALL_SIDE = 384  # px; players blur what they enlarge, so smaller pictures are enlarged pixel by pixel
 
@@ -100,6 +99,7 @@ class Session:
         size: tuple[int, int] | None = None,
         passes: Sequence[float] | None = None,
     ) -> None:
+        self.opened = time.perf_counter()
         self.generator, self.vae, self.text, self.seed = generator, vae, text, seed
         self.size = picture_size(generator, vae, (image.shape[0], image.shape[1]), size)
         self.passes = check_passes(generator.config.passes if passes is None else passes)
@@ -116,8 +116,7 @@ class Session:
 
         The first chunk has one frame more than the others: the image itself, as the VAE decodes it.
         """
-        at_once = max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1]))
-        decoder, latents = DecodeStream(self.vae, frames_per_call=at_once), self._latents()
+        decoder, latents = DecodeStream(self.vae), self._latents()
         while True:
             with torch.no_grad():  # around the work alone: the consumer's gradient mode is not ours to change
                 frames = tensor_to_video(decoder.decode(next(latents)))[0]
@@ -245,7 +244,7 @@ def _generator(folder: WanFolder, student: str) -> CausalWanTransformer3DModel:
 
 @dataclass(frozen=True)
 class Recording:
-    """A written video: frames, the seconds until the first of them was made, and frames made per second after it."""
+    """A written video: frames, seconds from the session's opening to its first frame, and frames made per second."""
 
     path: Path
     frames: int
@@ -285,7 +284,7 @@ def record(
         VideoWriter(path, fps=fps, scale=scale, metadata=metadata) as video,
         Progress("generating", total, unit="frame") as bar,
     ):
-        frames = _timed(session.frames(total), spent)
+        frames = _timed(session.frames(total), spent, session.opened)
         for part in frames:
             video.write(part)
             bar.advance(len(part))
@@ -295,9 +294,8 @@ def record(
     return Recording(path, total, (height * scale, width * scale), first, made / seconds)
 
 
-def _timed(chunks: Iterator[Frames], spent: list[tuple[int, float]]) -> Iterator[Frames]:
+def _timed(chunks: Iterator[Frames], spent: list[tuple[int, float]], start: float) -> Iterator[Frames]:
     """Pass chunks through and note (frames, seconds) of making each, without the time of writing them."""
-    start = time.perf_counter()
     for frames in chunks:
         spent.append((len(frames), time.perf_counter() - start))
         yield frames

@@ -1,20 +1,35 @@
-"""The teacher's denoising trajectory: an Euler sampler of the bidirectional model, as a function that yields.
+"""The teacher's denoising, as a function that yields: an Euler sampler of the bidirectional model.
 
-    x_{t'} = x_t + (t' - t) v(x_t, t),      v guided: v_uncond + w (v_cond - v_uncond)
+    x0 = x_t - t v        eps = x_t + (1 - t) v        v guided: v_uncond + w (v_cond - v_uncond)
+    x_{t'} = (1 - t') x0 + t' (sqrt(1 - c^2) eps + c z)        z fresh noise, c the churn
 
-Stage I stores points of it, evaluation its end.
+Without churn this is x_t + (t' - t) v, the deterministic path whose points stage I stores. With churn every step
+draws a part of its noise anew, and later steps mend what earlier ones decided badly: a clip of the same
+marginals, of which a small teacher makes better ones (docs/log.md). Evaluation shows its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from aad1.flow import guide
+from aad1.flow import Noise, add_noise, euler_grid, guide, per_frame, with_clean_image, x0_from_v
+from aad1.limits import Count, Number, Positive, Share
 from aad1.models.causal_wan import CausalWanTransformer3DModel
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """How the many-step teacher is shown: Euler steps, shift of their grid, guidance, and churn (0 = the ODE)."""
+
+    steps: Count = 48
+    shift: Positive = 5.0
+    guidance: Number = 4.0
+    churn: Share = 0.0
 
 
 def trajectory(
@@ -25,31 +40,38 @@ def trajectory(
     *,
     grid: Sequence[float],
     guidance: float,
+    churn: float = 0.0,
+    renoise: Noise = torch.randn_like,
+    image: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield x_t at every time of ``grid`` (falling from 1 to 0), the pure noise first.
 
     noise: [batch, channels, frames, height, width]; text, negative: [batch, length, dim]; guidance in
-    the standard convention (1 = conditional only).
+    the standard convention (1 = conditional only); renoise: gives the fresh noise of a step with churn;
+    image: [batch, channels, 1, height, width], a first frame that is held clean, for a teacher that knows that.
     """
-    latents = noise
+    latents = noise if image is None else torch.cat([image, noise[:, :, 1:]], dim=2)
     yield latents
-    for t, following in pairwise(grid):
-        latents = latents + (following - t) * guided_velocity(teacher, latents, t, text, negative, guidance)
+    for level, following in pairwise(grid):
+        t, t_next = (_levels(latents, value, image is not None) for value in (level, following))
+        v = guided_velocity(teacher, latents, t, text, negative, guidance)
+        x0, eps = x0_from_v(latents, v, t), latents + (1 - per_frame(t, latents)) * v
+        if churn:
+            eps = (1 - churn**2) ** 0.5 * eps + churn * renoise(eps)
+        latents = add_noise(x0, eps, t_next)
         yield latents
+
+
+def _levels(latents: Tensor, level: float, clean_image: bool) -> Tensor:
+    t = latents.new_full((latents.shape[0], latents.shape[2]), level)
+    return with_clean_image(t) if clean_image else t
 
 
 @torch.no_grad()
 def guided_velocity(
-    teacher: CausalWanTransformer3DModel,
-    latents: Tensor,
-    t: Tensor | float,
-    text: Tensor,
-    negative: Tensor,
-    guidance: float,
+    teacher: CausalWanTransformer3DModel, latents: Tensor, t: Tensor, text: Tensor, negative: Tensor, guidance: float
 ) -> Tensor:
-    """The teacher's guided velocity at ``t`` ([batch, frames] or one number), without gradient."""
-    if not isinstance(t, Tensor):
-        t = latents.new_full((latents.shape[0], latents.shape[2]), t)
+    """The teacher's guided velocity at ``t`` [batch, frames], without gradient."""
     cond = teacher(latents, t, text)
     return cond if guidance == 1 else guide(cond, teacher(latents, t, negative), guidance)
 
@@ -59,10 +81,18 @@ def sample_teacher(
     noise: Tensor,
     text: Tensor,
     negative: Tensor,
-    *,
-    grid: Sequence[float],
-    guidance: float,
+    sampling: TeacherSampling,
+    renoise: Noise = torch.randn_like,
 ) -> Tensor:
-    """The end of the trajectory: a clean clip."""
-    *_, clean = trajectory(teacher, noise, text, negative, grid=grid, guidance=guidance)
+    """A clean clip: the end of a trajectory; arguments as for ``trajectory``."""
+    *_, clean = trajectory(
+        teacher,
+        noise,
+        text,
+        negative,
+        grid=euler_grid(sampling.steps, sampling.shift),
+        guidance=sampling.guidance,
+        churn=sampling.churn,
+        renoise=renoise,
+    )
     return clean

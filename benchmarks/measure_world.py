@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aad1.data.world import Clip
-from aad1.evaluation.models import Sample, TeacherSampling, student_samples, teacher_samples, vae_samples
+from aad1.evaluation.models import Sample, student_samples, teacher_samples, vae_samples
 from aad1.evaluation.world import CONTROLS, Row, evaluate, protocol_clips, report, table, to_markdown
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder
 from aad1.progress import Progress
+from aad1.recipe import load_recipe
 from aad1.runtime import keep_freed_memory
 from aad1.streaming import STUDENT, load_student
 from aad1.workspace import DISTILLATION, Workspace, model_path
@@ -35,9 +36,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--teacher-steps", type=int, default=48)
+    parser.add_argument("--recipe", default="tiny", help="whose showing.teacher says how the teacher is sampled")
     parser.add_argument("-o", "--out", type=Path, help="JSON with every measure, track and interval")
-    arguments = parser.parse_args()
+    arguments, arguments.values = parser.parse_known_args()  # such as --showing.teacher.churn 0
     keep_freed_memory()
     clips = list(protocol_clips(arguments.frames, arguments.clips))
     rows = [measure(name, samples, len(clips), arguments.seed) for name, samples in wanted(arguments, clips)]
@@ -79,9 +80,10 @@ def controls_and_teacher(name: str, arguments: argparse.Namespace, clips: list[C
     if name == "truth_vae":
         return vae_samples(folder.vae(), clips)
     if name == "teacher":
-        sampling = TeacherSampling(arguments.teacher_steps, shift=5.0, guidance=3.0)
+        recipe = load_recipe(arguments.recipe, arguments.values)
         teacher = folder.transformer(CausalWanTransformer3DModel).eval()
-        return teacher_samples(teacher, folder.vae(), folder.text(), clips, sampling, seed=arguments.seed)
+        parts, sampling = (teacher, folder.vae(), folder.text()), recipe.showing.teacher
+        return teacher_samples(*parts, clips, sampling, recipe.negative_prompt, seed=arguments.seed)
     raise SystemExit(f"no row '{name}': {', '.join(CONTROLS)}, truth_vae, teacher, bundled")
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from aad1.cli import parse
+from aad1.recipe import load_recipe
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+RECIPES = sorted((ROOT / "aad1" / "recipes").rglob("*.yaml"))
 HISTORY = ("log.md",)  # tells of what has been, too
 SOURCES = [*(ROOT / "aad1").rglob("*.py"), *(ROOT / "aad1").rglob("*.yaml"), *(ROOT / "tests").glob("*.py")]
 
@@ -33,6 +38,30 @@ def test_functions_and_tests_that_are_named_exist(path: Path) -> None:
     named = {name.split("(")[0] for name in quoted(path)}
     identifiers = {part for name in named if re.fullmatch(r"[\w.]+", name) for part in name.split(".") if "_" in part}
     assert not sorted(identifiers - words)
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Every `aad1` command of a document's blocks of code, or of a recipe's header, in words."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        text = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S))
+    joined = re.sub(r"\\\n|\n#? {20,}(?=--)", " ", text)
+    lines = (line.lstrip("# ").removeprefix("Command").strip() for line in joined.splitlines())
+    return [shlex.split(line)[1:] for line in lines if line.startswith("aad1 ")]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *RECIPES], ids=lambda path: path.name)
+def test_commands_that_are_shown_are_understood(path: Path) -> None:
+    for words in commands(path):
+        command, rest = parse(words)
+        if "recipe" in vars(command):
+            load_recipe(command.recipe, rest)
+        else:
+            assert not rest, words
+
+
+def test_the_readme_and_every_recipe_show_commands() -> None:
+    assert all(commands(path) for path in [ROOT / "README.md", *RECIPES])
 
 
 def test_links_lead_somewhere() -> None:

@@ -198,6 +198,20 @@ def test_a_terminal_gets_a_bar() -> None:
     assert all(word in text for word in ("Training", "10/10", "left", "loss 0.01543"))
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_many_numbers_leave_the_bar_its_room(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    numbers = {f"critic/number_{index}": index / 7 for index in range(20)}
+    with Progress("adversarial", 200, unit="step", console=console) as bar:
+        bar.advance(100, **numbers, **{"eval/rho": 0.875})
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    first = next(line for line in reversed(text.splitlines()) if "adversarial" in line)
+    assert all(word in first for word in ("━" * 10, "100/200", "step", "left"))
+    assert "eval/rho" in text
+    assert "0.875" in text  # perhaps on the next line
+
+
 def test_an_endless_job_has_no_time_left() -> None:
     console = Console(file=io.StringIO())
     with Progress("Streaming", every=1, console=console) as bar:

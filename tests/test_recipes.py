@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -23,6 +24,7 @@ from aad1.models.text import build_tiny_text
 from aad1.recipe import RECIPES, Recipe, as_dict, load_recipe, recipe_names
 from aad1.stages.adversarial import CriticConfig
 from aad1.stages.trajectories import stored_indices
+from aad1.teacher_sampling import TeacherSampling
 from aad1.training import metrics
 from aad1.training.metrics import read_metrics
 from aad1.workspace import DISTILLATION, Workspace
@@ -112,7 +114,7 @@ def test_fifty_euler_steps_would_not_do() -> None:
 TINY = [
     *("--device=cpu", "--threads=1", "--seed=0", "--data.source=world", "--data.size=[64,64]", "--data.fps=16"),
     *("--data.frames=17", "--data.clips=2", "--data.validation=1", "--data.batch=1", "--showing.clips=1"),
-    *("--showing.teacher_steps=1", "--trajectories.count=2", "--trajectories.batch=2", "--trajectories.steps=4"),
+    *("--showing.teacher.steps=1", "--trajectories.count=2", "--trajectories.batch=2", "--trajectories.steps=4"),
     *("--adversarial.head_start=0", "--adversarial.critic.layers=[0,1]"),
 ]
 ONE_STEP = [f"--{stage}.{key}=1" for stage in DISTILLATION for key in ("steps", "batch", "accumulate", "save_every")]
@@ -162,7 +164,8 @@ def test_a_new_folder_is_what_the_recipe_says(name: str, tmp_path: Path) -> None
     ):
         for key, value in values.items():
             assert config[key] == value or list(config[key]) == value
-    assert assembly.folder.flow_shift == recipe.new.flow_shift
+    scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["flow_shift"] == recipe.new.flow_shift
     assert assembly.text.length == recipe.new.text["max_length"]
 
 
@@ -389,4 +392,5 @@ def test_every_value_of_the_tiny_recipe_reaches_its_stage(
     Assembly(recipe, Workspace(tmp_path)).distill(resume=False)
     seen |= {(CriticConfig, f.name) for f in dataclasses.fields(CriticConfig) if (CriticConfig, "__dict__") in seen}
     unread = {(k.__name__, f.name) for k in kinds for f in dataclasses.fields(k) if (k, f.name) not in seen}
-    assert unread == {("ShowingConfig", "teacher_steps")}  # the teacher's own stage reads it
+    shown = {("TeacherSampling", field.name) for field in dataclasses.fields(TeacherSampling)}
+    assert unread == {("ShowingConfig", "teacher"), *shown}  # the teacher's own stage reads it

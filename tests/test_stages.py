@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.context import Visibility, chunk_slices
 from aad1.models.critic import Critic, Granularity
 from aad1.models.text import build_tiny_text
+from aad1.models.vae import Geometry, geometry
 from aad1.rollout import roll_clip
 from aad1.stages import vae as vae_stage
 from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig
@@ -27,7 +30,7 @@ from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
 from aad1.stages.teacher import TeacherConfig, TeacherStage
 from aad1.stages.text import TextConfig, TextStage
-from aad1.stages.vae import VaeConfig, VaeStage
+from aad1.stages.vae import VaeConfig, VaeStage, anchors
 from aad1.training.loop import Run, Turn
 from aad1.training.motion_guard import GuardConfig, MotionGuard
 from aad1.training.player import OptimizerConfig
@@ -190,6 +193,54 @@ def test_the_order_of_the_turns() -> None:
     assert list(ahead.turns(1)) == ["critic"] * 2 + ["generator"]
 
 
+class Fading(NothingToShow):
+    """In place of held-out samples: motion that was given beforehand, one value an evaluation."""
+
+    def __init__(self, *rho: float) -> None:
+        self.rho = list(rho)
+
+    def student(self, generator: nn.Module, path: Path) -> dict[str, float]:
+        return {"rho": self.rho.pop(0), "kappa": 1.0}
+
+
+def exported_at(stage: DmdWarmupStage, folder: Path) -> float:
+    """Which of ``fade``'s marks the exported student has."""
+    student = CausalWanTransformer3DModel.from_pretrained(stage.export(folder))
+    return float(next(iter(student.parameters())).detach().flatten()[0])
+
+
+def fade(stage: DmdWarmupStage, *rho: float) -> list[str | None]:
+    """Evaluate once for each rho, with weights marked 1, 2, ...; what the stage says about stopping."""
+    stage.showing = Fading(*rho)  # type: ignore[assignment]
+    said = []
+    for mark in range(1, len(rho) + 1):
+        with torch.no_grad():
+            next(iter(stage.generator_model.parameters())).fill_(mark)
+        stage.evaluate(mark, Path())
+        said.append(stage.stop_reason())
+    return said
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_stage_ii_exports_the_last_student_whose_motion_held(patience: int, tmp_path: Path) -> None:
+    stage = dmd_stage()
+    stage.guard = MotionGuard(GuardConfig(min_rho=0.8, min_kappa=0.5, patience=patience))
+    said = fade(stage, 1.0, 0.9, *[0.7] * patience)
+    assert said[:-1] == [None] * (patience + 1)
+    assert "rho of held-out rollouts is 0.70" in str(said[-1])
+    assert exported_at(stage, tmp_path / "a") == 2
+    resumed = dmd_stage()
+    resumed.load_state_dict(stage.state_dict())
+    assert exported_at(resumed, tmp_path / "b") == 2
+
+
+def test_stage_ii_without_an_evaluation_exports_its_average(tmp_path: Path) -> None:
+    stage = dmd_stage(generator=OptimizerConfig(lr=1e-3, ema=0.9))
+    name = next(iter(stage.players["generator"].average))
+    stage.players["generator"].average[name].fill_(7)
+    assert exported_at(stage, tmp_path) == 7
+
+
 # --- what the networks were given ------------------------------------------------------------
 
 
@@ -315,6 +366,29 @@ def test_what_a_stage_makes_itself_goes_to_its_modules_device(
     assert {p.device.type for p in player.parameters.values()} == {"meta"}
 
 
+def test_anchors_are_the_mean_colours_of_the_quarters_of_each_latent_pixel() -> None:
+    frames = normal(2, 3, 9, 16, 24, seed=4)
+    found = anchors(frames, Geometry(temporal=4, spatial=8, channels=16))
+    assert found.shape == (2, 12, 3, 2, 3)
+    groups = [slice(0, 1), slice(1, 5), slice(5, 9)]
+    for colour, quarter, time, row, column in itertools.product(range(3), range(4), range(3), range(2), range(3)):
+        top, left = 8 * row + 4 * (quarter // 2), 8 * column + 4 * (quarter % 2)
+        expected = frames[:, colour, groups[time], top : top + 4, left : left + 4].mean(dim=(1, 2, 3))
+        torch.testing.assert_close(found[:, 4 * colour + quarter, time, row, column], expected)
+
+
+def test_the_first_channels_are_drawn_to_their_anchors() -> None:
+    vae = build_tiny_vae(z_dim=16)
+    config = VaeConfig(steps=1, batch=1, optimizer=ADAM, window=16, frames=5, anchor_weight=2.0)
+    stage = VaeStage(config, vae)
+    plain = VaeStage(replace(config, anchor_weight=0.0), vae)
+    batch = stage.dataset.read([0])
+    more, less = (s.loss(Turn("vae", 0), batch, stream()) for s in (stage, plain))
+    shape = geometry(vae)
+    distance = (vae.encode(batch).latent_dist.mode()[:, :12] - anchors(batch, shape)).square().mean()
+    torch.testing.assert_close(more.value - less.value, 2 * distance)
+
+
 # --- stage I ---------------------------------------------------------------------------------
 
 
@@ -430,6 +504,31 @@ def test_the_generators_gradient_is_equation_6(levels: tuple[float, ...]) -> Non
     expected = torch.autograd.grad((clip * gradient).sum() / clip.numel(), weights)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-3)
+
+
+def test_both_scores_are_given_the_image_clean_when_the_recipe_says_so() -> None:
+    stage, batch = dmd_stage(clean_image=True, guidance=4.0), batch_of(dmd_stage())
+    seen = [record(stage.teacher), record(stage.fake_score_model)]
+    for player in ("generator", "fake_score"):
+        stage.loss(Turn(player, 0), batch, stream())
+    calls = [call for network in seen for call in network]
+    assert len(calls) == 4  # the teacher twice, for guidance, and the fake score in both turns
+    for call in calls:
+        assert torch.equal(call.latents[:, :, :1], batch.latents[:, :, :1])
+        assert not call.t[:, 0].any()
+        assert (call.t[:, 1:] > 0).all()
+
+
+def test_the_teacher_learns_to_follow_a_clean_image() -> None:
+    stage, batch = teacher_stage(clean_image=1.0, text_dropout=0.0), clips().read(range(BATCH))
+    calls = record(stage.teacher)
+    loss = stage.loss(Turn("teacher", 0), batch, stream())
+    (call,) = calls
+    assert torch.equal(call.latents[:, :, :1], batch.latents[:, :, :1])
+    assert not call.t[:, 0].any()
+    eps = noise_in(call.latents[:, :, 1:], batch.latents[:, :, 1:], call.t[:, 1:])
+    errors = (call.output[:, :, 1:] - (eps - batch.latents[:, :, 1:])).square()
+    torch.testing.assert_close(loss.value.detach(), errors.sum() / batch.latents.numel(), atol=1e-3, rtol=1e-3)
 
 
 def test_noise_levels_are_shifted_and_clamped() -> None:

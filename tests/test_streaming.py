@@ -20,13 +20,14 @@ from aad1.cli import main
 from aad1.data.media import fit_image, open_image, read_metadata, tensor_to_video, video_to_tensor
 from aad1.data.world import make_clip
 from aad1.errors import UserError
-from aad1.evaluation.models import TeacherSampling, student_samples, teacher_samples, vae_samples
+from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
 from aad1.evaluation.world import evaluate, protocol_clips
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.models.vae import decode_video, encode_image
 from aad1.rollout import roll_clip
 from aad1.streaming import StreamNoise, Student, check_passes, enlargement, frame_count, load_student, picture_size
+from aad1.teacher_sampling import TeacherSampling
 
 CLIP = make_clip("test", 0, 17)
 SMALL = (32, 32)
@@ -187,7 +188,7 @@ def test_long_clips_by_the_same_function(student: Student) -> None:
 
 def test_teacher_and_truth_through_the_vae(folder: Path, student: Student) -> None:
     clips, parts = list(protocol_clips(17, 3)), (student.generator, student.vae, student.text)
-    sampling = TeacherSampling(steps=2, shift=5.0, guidance=3.0)
+    sampling = TeacherSampling(steps=3, shift=5.0, guidance=3.0, churn=0.5)
     together, alone = (list(teacher_samples(*parts, clips, sampling, batch=size)) for size in (2, 1))
     assert all(close(a, b) for (a, _), (b, _) in zip(together, alone, strict=True))
     row = evaluate("truth_vae", vae_samples(student.vae, clips), with_flow=False)

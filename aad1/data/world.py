@@ -22,7 +22,6 @@ WORLD_VERSION = 1
 SIZE = 64
 FPS = 16
 SHORT_FRAMES = 81
-LONG_FRAMES = 321
 
 Track = Literal["determined", "free"]
 SHAPES = ("disc", "square", "triangle")

@@ -8,7 +8,6 @@ streams the same video.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -19,28 +18,17 @@ from torch import Tensor
 
 from aad1.data.media import tensor_to_video, video_to_tensor
 from aad1.data.world import Clip, Truth
-from aad1.flow import euler_grid
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video, encode_image, encode_video, geometry
 from aad1.rollout import rollout
 from aad1.streaming import StreamNoise
-from aad1.teacher_sampling import sample_teacher
+from aad1.teacher_sampling import TeacherSampling, sample_teacher
 from aad1.training.randomness import generator_for
 
 Frames = NDArray[np.uint8]
 Sample = tuple[Frames, Truth]
 BATCH = 8
-
-
-@dataclass(frozen=True)
-class TeacherSampling:
-    """How the many-step teacher is sampled: Euler steps, shift, guidance, and the text guided away from."""
-
-    steps: int
-    shift: float
-    guidance: float
-    negative_prompt: str = ""
 
 
 def vae_samples(vae: AutoencoderKLWan, clips: Iterable[Clip]) -> Iterator[Sample]:
@@ -77,6 +65,7 @@ def teacher_samples(
     text: TextEncoder,
     clips: Iterable[Clip],
     sampling: TeacherSampling,
+    negative_prompt: str = "",
     *,
     batch: int = BATCH,
     seed: int = 0,
@@ -85,7 +74,8 @@ def teacher_samples(
     first = seed
     for part in _batches(clips, batch):
         seeds = range(first, first + len(part))
-        yield from _decoded(vae, _denoised(teacher, vae, text, part, sampling, seeds), part)
+        negative = text.embed([negative_prompt] * len(part))
+        yield from _decoded(vae, _denoised(teacher, vae, text, part, sampling, negative, seeds), part)
         first += len(part)
 
 
@@ -95,7 +85,7 @@ def teacher_samples(
 @torch.no_grad()
 def _through_vae(vae: AutoencoderKLWan, frames: Frames) -> Frames:
     latents = encode_video(vae, video_to_tensor(frames[None]).to(vae.device))
-    return tensor_to_video(decode_video(vae, latents, frames_per_call=None))[0]
+    return tensor_to_video(decode_video(vae, latents))[0]
 
 
 @torch.no_grad()
@@ -125,23 +115,26 @@ def _denoised(
     text: TextEncoder,
     clips: Sequence[Clip],
     sampling: TeacherSampling,
+    negative: Tensor,
     seeds: Sequence[int],
 ) -> Tensor:
     """Latents [batch, channels, frames, height, width], sampled from the clips' captions."""
     shape = geometry(vae)
     size = shape.latent_size(*clips[0].frames.shape[1:3])
     each = (shape.channels, _latent_frames(vae, clips), *size)
-    noise = torch.stack([torch.randn(each, generator=generator_for(seed, "teacher")) for seed in seeds])
-    noise = noise.to(teacher.device, teacher.dtype)
+    streams = [generator_for(seed, "teacher") for seed in seeds]
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.stack([torch.randn(each, generator=stream) for stream in streams]).to(like)
+
+    noise = draw(torch.empty(0, device=teacher.device, dtype=teacher.dtype))
     embedded = text.embed([clip.caption for clip in clips]).to(noise)
-    negative = text.embed([sampling.negative_prompt]).to(noise).expand_as(embedded)
-    grid = euler_grid(sampling.steps, sampling.shift)
-    return sample_teacher(teacher, noise, embedded, negative, grid=grid, guidance=sampling.guidance)
+    return sample_teacher(teacher, noise, embedded, negative.to(noise), sampling, draw)
 
 
 @torch.no_grad()
 def _decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
-    return tensor_to_video(decode_video(vae, latents[None], frames_per_call=None))[0]
+    return tensor_to_video(decode_video(vae, latents[None]))[0]
 
 
 def _decoded(vae: AutoencoderKLWan, latents: Tensor, clips: Sequence[Clip]) -> Iterator[Sample]:

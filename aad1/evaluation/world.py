@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from aad1.data.world import SHORT_FRAMES, Clip, Truth, make_clip, render
 from aad1.errors import UserError, nearest
@@ -23,7 +20,6 @@ from aad1.measures.motion import CHUNK_FRAMES, has_opencv
 from aad1.measures.reference import Reference
 from aad1.measures.world import MEASURES, ClipMeasures, Measure, combine, measure_clip
 
-ROWS = ("truth", "truth_vae", "frozen", "constant_velocity", "teacher", "ode_init", "dmd_warmup", "adversarial")
 TRACKS = ("determined", "free", "all")
 CLIPS = 100
 RESAMPLES = 1000
@@ -232,26 +228,6 @@ def _shown(values: Mapping[str, Mapping[str, list[float] | None]]) -> list[Measu
 def missing_note() -> str:
     """Why optional measures are N/A on this machine; empty when none is."""
     return "" if has_opencv() else "dyn is N/A: it needs OpenCV (pip install 'aad1[eval]')."
-
-
-def rich_table(values: JsonTable, title: str = "", interval: bool = True) -> Table:
-    """The table for a terminal: a line per measure, a column per row."""
-    view = Table(title=title or None)
-    for heading in ("measure", "ideal", *values):
-        view.add_column(heading, no_wrap=True)
-    for m in _shown(values):
-        view.add_row(m.column, m.ideal, *(_cell(m, row.get(m.name), interval) for row in values.values()))
-    return view
-
-
-def to_text(values: JsonTable, title: str = "", interval: bool = True) -> str:
-    """The table and its legend in plain text."""
-    # Wide enough that no column is ever cut: the caller's terminal may wrap, a log must not lose digits.
-    console = Console(file=StringIO(), width=40 + 34 * len(values), color_system=None)
-    console.print(rich_table(values, title, interval))
-    lines = [_legend(m) for m in _shown(values)] + [NOTE, missing_note()]
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue() + "\n".join(line for line in lines if line) + "\n"
 
 
 def to_markdown(values: JsonTable, title: str = "", interval: bool = True) -> str:

@@ -115,17 +115,6 @@ class WanFolder:
         whole = (part for part in found if not part.name.startswith("."))  # hidden: a write that was cut off
         return tuple(sorted(part.name for part in whole if _is_transformer(part)))
 
-    @property
-    def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler's configuration."""
-        return _read_json(self.path / "scheduler" / "scheduler_config.json")
-
-    @property
-    def flow_shift(self) -> float:
-        """The schedule's shift s, under whichever name the scheduler has for it; 1 where it has none."""
-        config = self.scheduler_config
-        return float(config.get("flow_shift") or config.get("shift") or 1.0)
-
 
 def bundled(name: str) -> Path:
     """Return the path of a Wan folder that comes with the package.

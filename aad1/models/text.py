@@ -235,11 +235,6 @@ class TextEncoder:
             self._encoder = self._load().eval().requires_grad_(False)
         return self._encoder
 
-    @property
-    def loaded(self) -> bool:
-        """Whether the encoder is in memory."""
-        return self._encoder is not None
-
     def release(self) -> None:
         """Drop the encoder from memory; cached prompts are still served, others load it again."""
         self._encoder = None

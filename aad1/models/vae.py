@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from aad1.errors import UserError
 
+PIXELS_AT_ONCE = 256 * 256  # latent frames in a pass x pixels of their pictures: large pictures go one by one
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -135,22 +137,22 @@ class _Stream:
         self._cache: list[Tensor | str | None] = [None] * self._slots
         self.latent_frames = 0
 
-    def _split(self, count: int) -> list[int]:
-        """Split ``count`` latent frames into calls: a video's first latent frame is always a call of its own."""
+    def _split(self, count: int, pixels: int) -> list[int]:
+        """Split ``count`` latent frames of ``pixels`` (batch included) into calls; a video's first is always alone."""
         first = [1] if self.latent_frames == 0 else []
         rest = count - len(first)
-        size = self._frames_per_call or max(rest, 1)
+        size = self._frames_per_call or max(1, PIXELS_AT_ONCE // pixels)
         return first + [min(size, rest - done) for done in range(0, rest, size)]
 
 
 class DecodeStream(_Stream):
     """Decodes a video chunk by chunk, as if it were decoded whole.
 
-    ``frames_per_call`` bounds the latent frames per pass of the decoder (None: the whole chunk);
-    it trades memory for speed and does not change the result.
+    ``frames_per_call`` is how many latent frames a pass of the decoder takes (None: as many as PIXELS_AT_ONCE
+    allows, so that memory is bounded); it trades memory for speed and does not change the result.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, *, frames_per_call: int | None = 1) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, frames_per_call: int | None = None) -> None:
         super().__init__(vae, vae.decoder, frames_per_call)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -160,8 +162,8 @@ class DecodeStream(_Stream):
         video's first chunk and temporal m for every later one.
         """
         z = self.vae.post_quant_conv(denormalise(self.vae, latents.to(self.vae.dtype)))
-        pieces = []
-        for part in z.split(self._split(z.shape[2]), dim=2):
+        pieces, pixels = [], z[:, 0, 0].numel() * self.geometry.spatial**2
+        for part in z.split(self._split(z.shape[2], pixels), dim=2):
             first = self.latent_frames == 0
             with _OneVideoKernels():
                 pieces.append(self.vae.decoder(part, feat_cache=self._cache, feat_idx=[0], first_chunk=first))
@@ -172,7 +174,7 @@ class DecodeStream(_Stream):
 class EncodeStream(_Stream):
     """Encodes a video chunk by chunk, as if it were encoded whole; arguments as for DecodeStream."""
 
-    def __init__(self, vae: AutoencoderKLWan, *, frames_per_call: int | None = 1) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, frames_per_call: int | None = None) -> None:
         super().__init__(vae, vae.encoder, frames_per_call)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ class EncodeStream(_Stream):
         self.geometry.latent_size(*frames.shape[-2:])
         x = patchify(frames.to(self.vae.dtype), self.vae.config.patch_size or 1)
         pieces = []
-        for count in self._split(self._latent_frames(frames.shape[2])):
+        for count in self._split(self._latent_frames(frames.shape[2]), frames[:, 0, 0].numel()):
             pixels = 1 if self.latent_frames == 0 else count * self.geometry.temporal
             part, x = x[:, :, :pixels], x[:, :, pixels:]
             with _OneVideoKernels():
@@ -205,7 +207,7 @@ class EncodeStream(_Stream):
         return frames // self.geometry.temporal
 
 
-def encode_video(vae: AutoencoderKLWan, frames: Tensor, *, frames_per_call: int | None = 1) -> Tensor:
+def encode_video(vae: AutoencoderKLWan, frames: Tensor, *, frames_per_call: int | None = None) -> Tensor:
     """Encode frames [B, 3, 1 + temporal n, H, W] in [-1, 1] -> normalised latents [B, C, 1 + n, h, w].
 
     Raises:
@@ -223,6 +225,6 @@ def encode_image(vae: AutoencoderKLWan, image: Tensor) -> Tensor:
     return encode_video(vae, image if image.ndim == 5 else image[:, :, None])
 
 
-def decode_video(vae: AutoencoderKLWan, latents: Tensor, *, frames_per_call: int | None = 1) -> Tensor:
+def decode_video(vae: AutoencoderKLWan, latents: Tensor, *, frames_per_call: int | None = None) -> Tensor:
     """Decode normalised latents [B, C, 1 + n, h, w] -> frames [B, 3, 1 + temporal n, H, W] in [-1, 1]."""
     return DecodeStream(vae, frames_per_call=frames_per_call).decode(latents)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def flow_matching(predicted_v: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-    """E || v(x_t, t) - (eps - x0) ||^2; all arguments [batch, channels, frames, height, width]."""
-    return (predicted_v - (eps - x0)).square().mean()
+def flow_matching(predicted_v: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """E || v(x_t, t) - (eps - x0) ||^2 over the noised frames.
+
+    predicted_v, x0, eps: [batch, channels, frames, height, width]; t: [batch, frames]. A frame at t = 0 shows
+    nothing of its noise and carries no loss; the mean is over all frames.
+    """
+    error = (predicted_v - (eps - x0)).square().mean(dim=(1, 3, 4))
+    return (error * (t > 0)).mean()

@@ -45,8 +45,8 @@ class AdversarialConfig(LoopConfig):
     """How the game is played.
 
     critic_updates: a generator update; head_start: critic updates before the first of them;
-    consistency_weight, consistency_sigma: lambda and sigma of Eq. 10; t_range: where tau lies, after
-    ``shift`` (1 = uniform).
+    consistency_weight, consistency_sigma: lambda and sigma of Eq. 10; t_range: where tau lies; shift:
+    how far it is moved towards noise in there (1 = uniform).
     """
 
     critic: CriticConfig
@@ -111,7 +111,7 @@ class AdversarialStage(PlainStage):
 
     def _noising(self, clip: Tensor, noise: torch.Generator) -> Noising:
         low, high = self.config.t_range
-        level = shift_t(low + (high - low) * uniform((len(clip), 1), clip, noise), self.config.shift)
+        level = low + (high - low) * shift_t(uniform((len(clip), 1), clip, noise), self.config.shift)
         return Noising(noise_like(clip, noise), level.expand(-1, clip.shape[2]))
 
     def _critic_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:

@@ -37,16 +37,20 @@ class TrajectoryBatch(NamedTuple):
 
 
 class Stored(Generic[Batch]):
-    """Captioned tensors of a store on ``device``, read as batches; a subclass says which tensor and which batch."""
+    """Captioned tensors of a store on ``device``, read as batches; a subclass says which tensor and which batch.
+
+    ``count``: only the first so many of the store.
+    """
 
     tensor: str
     batch: Callable[[Tensor, Tensor], Batch]
 
-    def __init__(self, store: LatentStore, text: TextEncoder, device: torch.device) -> None:
+    def __init__(self, store: LatentStore, text: TextEncoder, device: torch.device, count: int | None = None) -> None:
         self.store, self.text, self.device = store, text, device
+        self._count = len(store) if count is None else count
 
     def __len__(self) -> int:
-        return len(self.store)
+        return self._count
 
     def read(self, indices: Sequence[int]) -> Batch:
         """The items at ``indices``, their captions embedded."""

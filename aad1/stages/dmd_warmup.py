@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aad1.flow import add_noise, shift_t, x0_from_v
+from aad1.flow import add_noise, shift_t, with_clean_image, x0_from_v
 from aad1.limits import Count, LevelInterval, Number, Positive
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
@@ -31,7 +31,9 @@ from aad1.training.player import OptimizerConfig, Player
 
 @dataclass(frozen=True, kw_only=True)
 class DmdWarmupConfig(LoopConfig):
-    """fake_score_updates: a generator update; t_range: where tau is clamped after the shift."""
+    """fake_score_updates: a generator update; t_range: where tau is clamped after the shift;
+    clean_image: both scores are given the image clean, for a teacher trained with teacher.clean_image.
+    """
 
     generator: OptimizerConfig
     fake_score: OptimizerConfig
@@ -39,6 +41,7 @@ class DmdWarmupConfig(LoopConfig):
     guidance: Number = 4.0
     shift: Positive = 5.0
     t_range: LevelInterval = (0.02, 0.98)
+    clean_image: bool = False
 
 
 @dataclass
@@ -78,16 +81,17 @@ class DmdWarmupStage:
         return self._generator_loss(roll_batch(self.generator_model, batch, self.levels, noise), batch.text, noise)
 
     def _noised(self, clip: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole clip at one random level a sample: x_tau, its noise, and tau [batch, frames]."""
+        """The whole clip (or all but its image) at one random level a sample: x_tau, its noise, tau [batch, frames]."""
         eps = noise_like(clip, noise)
         level = shift_t(uniform((len(clip), 1), clip, noise), self.config.shift).clamp(*self.config.t_range)
         t = level.expand(-1, clip.shape[2])
+        t = with_clean_image(t) if self.config.clean_image else t
         return add_noise(clip, eps, t), eps, t
 
     def _fake_score_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
         """Eq. 5: flow matching on generated clips."""
         x_t, eps, t = self._noised(clip, noise)
-        return Loss(flow_matching(self.fake_score_model(x_t, t, text), clip, eps), {})
+        return Loss(flow_matching(self.fake_score_model(x_t, t, text), clip, eps, t), {})
 
     def _generator_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
         """Eq. 6 through its surrogate: d loss / d clip is the difference of the two scores."""
@@ -105,7 +109,7 @@ class DmdWarmupStage:
         """Roll the student out on held-out images; while its motion holds, these weights are the ones to keep."""
         measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
         self.guard.observe(step, measured)
-        if self.guard.stop_reason() is None or not self.kept:
+        if self.guard.holds or not self.kept:
             self.kept = {n: p.detach().clone() for n, p in self.players["generator"].parameters.items()}
         return measured
 
@@ -123,7 +127,8 @@ class DmdWarmupStage:
         self.kept = dict(state["kept"])
 
     def export(self, folder: Path) -> Path:
-        """Save the student as it was when its motion last held."""
-        self.generator_model.load_state_dict(self.kept, strict=False)
-        save_transformer(self.generator_model, folder / "student")
+        """Save the averaged student as it was when its motion last held; without an evaluation, as it is."""
+        with self.players["generator"].averaged():
+            self.generator_model.load_state_dict(self.kept, strict=False)
+            save_transformer(self.generator_model, folder / "student")
         return folder / "student"

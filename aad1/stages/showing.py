@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from aad1.data.latents import LatentStore
 from aad1.data.media import VideoWriter, tensor_to_video
 from aad1.data.prepare import parse_world_source
 from aad1.data.world import Truth, sample_scene, simulate
-from aad1.flow import euler_grid
 from aad1.limits import Count
 from aad1.measures.motion import measure_motion
 from aad1.measures.reference import Reference
@@ -31,7 +30,8 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video
 from aad1.rollout import roll_clip
-from aad1.teacher_sampling import sample_teacher
+from aad1.stages.batches import noise_like
+from aad1.teacher_sampling import TeacherSampling, sample_teacher
 
 SHOWN = ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", "quality", "heading")
 NOISE_SEED = 20_000
@@ -40,10 +40,10 @@ SMALL_PICTURE = 128
 
 @dataclass(frozen=True)
 class ShowingConfig:
-    """clips: how many held-out clips; teacher_steps: Euler steps when the teacher is shown."""
+    """clips: how many held-out clips; teacher: how it is sampled when it is shown, here and by the demo."""
 
     clips: Count = 8
-    teacher_steps: Count = 16
+    teacher: TeacherSampling = field(default_factory=TeacherSampling)
 
 
 @dataclass
@@ -55,23 +55,25 @@ class Showing:
     vae: AutoencoderKLWan
     text: TextEncoder
     levels: Sequence[float]
-    guidance: float
-    shift: float
     negative_prompt: str
     device: torch.device
 
     def student(self, generator: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Animate the held-out images with the student's own passes; truth above, student below."""
         image, text = self._latents[:, :, :1], self._text
-        return self._measure(
-            roll_clip(generator, image, text, self._noise(1), levels=self.levels), path, image_given=True
+        again = torch.Generator().manual_seed(NOISE_SEED + 1)
+        latents = roll_clip(
+            generator, image, text, self._noise(1), levels=self.levels, renoise=lambda like: noise_like(like, again)
         )
+        return self._measure(latents, path, image_given=True)
 
     def teacher(self, teacher: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Sample the held-out captions with the many-step teacher, which draws its own first frame."""
         negative = self.text.embed([self.negative_prompt] * len(self._latents)).to(self.device)
-        grid = euler_grid(self.config.teacher_steps, self.shift)
-        latents = sample_teacher(teacher, self._noise(0), self._text, negative, grid=grid, guidance=self.guidance)
+        again = torch.Generator().manual_seed(NOISE_SEED + 1)
+        latents = sample_teacher(
+            teacher, self._noise(0), self._text, negative, self.config.teacher, lambda like: noise_like(like, again)
+        )
         return self._measure(latents, path, image_given=False)
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool) -> dict[str, float]:
@@ -129,9 +131,7 @@ class Showing:
 
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        return np.concatenate(
-            [tensor_to_video(decode_video(self.vae, clip[None], frames_per_call=None)) for clip in latents]
-        )
+        return np.concatenate([tensor_to_video(decode_video(self.vae, clip[None])) for clip in latents])
 
 
 def world_truth(source: str, frames: int) -> Truth:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aad1.flow import add_noise, shift_t
+from aad1.flow import add_noise, shift_t, with_clean_image
 from aad1.limits import Positive, Share
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
@@ -27,11 +27,14 @@ from aad1.training.player import OptimizerConfig, Player
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(LoopConfig):
-    """shift: of the noise levels, towards noise; text_dropout: share of clips that get the empty prompt."""
+    """shift: of the noise levels, towards noise; text_dropout: share of clips that get the empty prompt;
+    clean_image: share of clips whose first frame is given clean, as an image, and carries no loss.
+    """
 
     optimizer: OptimizerConfig
     shift: Positive = 3.0
     text_dropout: Share = 0.1
+    clean_image: Share = 0.0
 
 
 @dataclass
@@ -54,14 +57,16 @@ class TeacherStage(PlainStage):
         return ("teacher",)
 
     def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
-        """E || v(x_t, t, text) - (eps - x0) ||^2 at one shifted noise level a clip."""
+        """E || v(x_t, t, text) - (eps - x0) ||^2 at one shifted noise level a clip, but for clean images."""
         x0, eps = batch.latents, noise_like(batch.latents, noise)
         level = shift_t(uniform((len(x0), 1), x0, noise), self.config.shift)
-        t = level.expand(-1, x0.shape[2])
         dropped = uniform((len(x0), 1, 1), x0, noise) < self.config.text_dropout
         text = torch.where(dropped, self.empty_text.to(batch.text), batch.text)
+        given = uniform((len(x0), 1), x0, noise) < self.config.clean_image
+        t = level.expand(-1, x0.shape[2])
+        t = torch.where(given, with_clean_image(t), t)
         predicted = self.teacher(add_noise(x0, eps, t), t, text)
-        return Loss(flow_matching(predicted, x0, eps), _loss_by_level(predicted, eps - x0, level))
+        return Loss(flow_matching(predicted, x0, eps, t), _loss_by_level(predicted, eps - x0, level))
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """Sample held-out captions and measure the clips."""
@@ -75,6 +80,6 @@ class TeacherStage(PlainStage):
 
 
 def _loss_by_level(predicted: Tensor, target: Tensor, level: Tensor) -> dict[str, float]:
-    """Mean squared error by noise level: the bands fall at very different rates."""
-    error = (predicted.detach() - target).square().mean(dim=(1, 2, 3, 4))
+    """Mean squared error by noise level, image frame aside: the bands fall at very different rates."""
+    error = (predicted.detach() - target)[:, :, 1:].square().mean(dim=(1, 2, 3, 4))
     return by_noise_level("loss", error, level[:, 0])

@@ -27,7 +27,9 @@ from aad1.training.randomness import generator_for
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryConfig:
-    """count: how many; levels: noise levels BEFORE the shift that stage I trains at (t = 0 is always kept)."""
+    """count: how many; levels: noise levels BEFORE the shift that stage I trains at (t = 0 is always kept);
+    clean_image: the first frame is a real clip's, held clean, for a teacher trained with teacher.clean_image.
+    """
 
     count: Count
     batch: Count
@@ -35,6 +37,7 @@ class TrajectoryConfig:
     shift: Positive = 5.0
     guidance: Number = 6.0
     levels: FallingLevels = (1.0, 0.75, 0.5, 0.25)
+    clean_image: bool = False
 
     @property
     def stored_levels(self) -> tuple[float, ...]:
@@ -88,7 +91,9 @@ def make_trajectories(
             for start in range(writer.completed - begun, config.count, config.batch):
                 indices = range(start, min(start + config.batch, config.count))
                 noise = _noise(clips, indices, seed, teacher.device)
-                points = _points(teacher, text, noise, [captions[i] for i in indices], negative_prompt, config, keep)
+                image = _images(clips, indices, teacher.device) if config.clean_image else None
+                texts = [captions[index] for index in indices]
+                points = _points(teacher, text, noise, image, texts, negative_prompt, config, keep)
                 before = writer.completed
                 for index, point in zip(indices, points, strict=True):
                     if index >= before:
@@ -104,10 +109,17 @@ def _noise(clips: LatentStore, indices: Sequence[int], seed: int, device: torch.
     )
 
 
+def _images(clips: LatentStore, indices: Sequence[int], device: torch.device) -> Tensor:
+    """The first frames of the clips whose captions the trajectories follow."""
+    tensors, _ = clips.read([index % len(clips) for index in indices])
+    return tensors["latents"][:, :, :1].float().to(device)
+
+
 def _points(
     teacher: CausalWanTransformer3DModel,
     text: TextEncoder,
     noise: Tensor,
+    image: Tensor | None,
     captions: Sequence[str],
     negative_prompt: str,
     config: TrajectoryConfig,
@@ -117,6 +129,6 @@ def _points(
     embedded = text.embed(captions).to(noise)
     negative = text.embed([negative_prompt]).to(noise).expand_as(embedded)
     grid = euler_grid(config.steps, config.shift)
-    path = trajectory(teacher, noise, embedded, negative, grid=grid, guidance=config.guidance)
+    path = trajectory(teacher, noise, embedded, negative, grid=grid, guidance=config.guidance, image=image)
     wanted = set(keep)
     return torch.stack([latents for index, latents in enumerate(path) if index in wanted], dim=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResample, WanResidualBlock
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from aad1.data.media import VideoWriter, tensor_to_video, video_to_tensor
 from aad1.data.world import crowded_frames, make_clip, rng_for
 from aad1.limits import Count, Weight
 from aad1.models.checkpoint_io import save_component
+from aad1.models.vae import Geometry, geometry
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
@@ -28,13 +30,15 @@ from aad1.training.player import OptimizerConfig, Player
 TRAINING_WINDOWS = 1_000_000
 STATISTICS_CLIPS = 64
 VALIDATION_CLIPS = 8
+ANCHORED = 12  # latent channels: three colours of four quarters
 
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig(LoopConfig):
     """window: side in pixels; frames: 1 + 4n pixel frames a sample; shapes: in every window.
 
-    mse_weight, latent_weight: of the squared error and of the latents' mean square, beside an L1 of 1.
+    mse_weight, latent_weight: of the squared error and of the latents' mean square, beside an L1 of 1;
+    anchor_weight: of the squared distance between the first twelve latent channels and ``anchors``.
     """
 
     optimizer: OptimizerConfig
@@ -43,6 +47,7 @@ class VaeConfig(LoopConfig):
     shapes: Count = 4
     mse_weight: Weight = 2.0
     latent_weight: Weight = 1e-5
+    anchor_weight: Weight = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class VaeStage(PlainStage):
         return ("vae",)
 
     def loss(self, turn: Turn, batch: Tensor, noise: torch.Generator) -> Loss:
-        """|x_hat - x| + w_mse (x_hat - x)^2 + w_z z^2, means over elements.
+        """|x_hat - x| + w_mse (x_hat - x)^2 + w_z z^2 + w_a (z_anchored - anchors(x))^2, means over elements.
 
         The latent is the posterior's mean: sampling it at this size of model and budget kept the
         shapes from being learnt at all (docs/log.md).
@@ -93,7 +98,12 @@ class VaeStage(PlainStage):
         error = self.vae.decode(latents).sample - batch
         mse, size = error.square().mean(), latents.square().mean()
         value = error.abs().mean() + self.config.mse_weight * mse + self.config.latent_weight * size
-        return Loss(value, {"psnr": psnr(mse), "latent_square": float(size.detach())})
+        metrics = {"psnr": psnr(mse), "latent_square": float(size.detach())}
+        if self.config.anchor_weight:
+            anchor = (latents[:, :ANCHORED] - anchors(batch, geometry(self.vae))).square().mean()
+            value = value + self.config.anchor_weight * anchor
+            metrics["anchor"] = float(anchor.detach())
+        return Loss(value, metrics)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """PSNR (dB) on whole held-out clips; truth above, reconstruction below, in an mp4."""
@@ -113,6 +123,18 @@ class VaeStage(PlainStage):
             self.vae.register_to_config(latents_mean=mean, latents_std=std)
             save_component(self.vae, folder / "vae")
         return folder / "vae"
+
+
+def anchors(frames: Tensor, shape: Geometry) -> Tensor:
+    """Mean colours of the four quarters of every latent pixel: frames [B, 3, n, H, W] -> [B, 12, m, h, w].
+
+    Channels that are a small linear picture keep objects where they are and move as they move, so a transformer
+    can follow them through noise; an autoencoder left alone finds codes that change with every fraction of a pixel.
+    """
+    side = shape.spatial // 2
+    first, rest = F.avg_pool3d(frames[:, :, :1], (1, side, side)), frames[:, :, 1:]
+    small = torch.cat([first, F.avg_pool3d(rest, (shape.temporal, side, side))], dim=2)
+    return F.pixel_unshuffle(small.transpose(1, 2), 2).transpose(1, 2)
 
 
 def psnr(mse: Tensor) -> float:

@@ -27,6 +27,7 @@ from aad1.training.player import Player
 from aad1.training.randomness import generator_for
 
 CHECKPOINTS = "checkpoints"
+LIVE = frozenset({"loss", "gap", "rho", "kappa", "presence", "psnr", "all"})  # shown beside the bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,7 @@ class Run:
         metrics: dict[str, float] = {}
         for index, name in enumerate(self.stage.turns(self.step)):
             metrics |= {f"{name}/{key}": value for key, value in self._turn(index, name).items()}
+            bar.advance(0, **_live(metrics))
         self.step += 1
         last = self.step == self.config.steps
         if _due(self.step, self.config.evaluate_every) or last:
@@ -193,7 +195,7 @@ class Run:
         reason = self.stage.stop_reason()
         self.finished = reason is not None
         ended = last or self.finished
-        bar.advance(1, **metrics)
+        bar.advance(1, **_live(metrics))
         if reason is not None:
             bar.print(f"{self.stage.name} stops at step {self.step}: {reason}")
         if _due(self.step, self.config.log_every) or ended or any(k.startswith("eval/") for k in metrics):
@@ -204,20 +206,22 @@ class Run:
     def _turn(self, index: int, name: str) -> dict[str, float]:
         """One player's update over ``accumulate`` micro-batches; their metrics are averaged."""
         player = self.stage.players[name]
-        totals: dict[str, float] = {}
+        drawn: list[Sequence[int]] = []
+        found: dict[str, list[float]] = {}
         for micro in range(self.config.accumulate):
             noise = generator_for(self.seed, self.stage.name, 0, self.step, index, micro)
-            batch = self.stage.dataset.read(self.sampler.next(self.config.batch))
-            loss = self.stage.loss(Turn(name, self.step), batch, noise)
+            drawn.append(self.sampler.next(self.config.batch))
+            loss = self.stage.loss(Turn(name, self.step), self.stage.dataset.read(drawn[-1]), noise)
             if not torch.isfinite(loss.value):
-                raise self._diverged(name, batch, f"loss is {float(loss.value.detach())}")
+                raise self._diverged(name, drawn[-1:], f"loss is {float(loss.value.detach())}")
             (loss.value / self.config.accumulate).backward()
             for key, value in {"loss": float(loss.value.detach()), **loss.metrics}.items():
-                totals[key] = totals.get(key, 0.0) + value / self.config.accumulate
+                found.setdefault(key, []).append(value)  # not every micro-batch has every key
         try:
-            return totals | player.step(self.step / self.config.steps)
+            norms = player.step(self.step / self.config.steps)
         except FloatingPointError as error:
-            raise self._diverged(name, batch, str(error)) from error
+            raise self._diverged(name, drawn, str(error)) from error
+        return {key: sum(values) / len(values) for key, values in found.items()} | norms
 
     def _evaluate(self) -> dict[str, float]:
         with ExitStack() as stack:
@@ -226,11 +230,11 @@ class Run:
                 stack.enter_context(player.averaged())
             return self.stage.evaluate(self.step, self.folder / "samples")
 
-    def _diverged(self, name: str, batch: Any, what: str) -> UserError:
-        """Save the batch that broke the run, and say so; the last checkpoint is still good."""
+    def _diverged(self, name: str, drawn: Sequence[Sequence[int]], what: str) -> UserError:
+        """Save the micro-batches that broke the run, and say so; the last checkpoint is still good."""
         path = self.folder / f"diverged-step-{self.step:08d}.pt"
         try:
-            checkpoint.write_tensors(path, _plain(batch))
+            checkpoint.write_tensors(path, [_plain(self.stage.dataset.read(indices)) for indices in drawn])
             where = f"the batch is in {path}"
         except OSError as error:
             where = f"the batch could not be saved ({error.strerror or error})"
@@ -257,6 +261,11 @@ def _plain(batch: Any) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
         return batch._asdict()
     return dict(vars(batch)) if is_dataclass(batch) else batch
+
+
+def _live(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The few numbers that fit beside a bar."""
+    return {key: value for key, value in metrics.items() if key.rpartition("/")[2] in LIVE}
 
 
 def _due(step: int, every: int) -> bool:

@@ -33,6 +33,12 @@ class MotionGuard:
         kept = {name: float(measured.get(name, 0.0)) for name in ("rho", "kappa")}
         self.history.append((step, kept))
 
+    @property
+    def holds(self) -> bool:
+        """Whether the motion of the last evaluation was above both limits."""
+        _, last = self.history[-1]
+        return last["rho"] >= self.config.min_rho and last["kappa"] >= self.config.min_kappa
+
     def stop_reason(self) -> str | None:
         """Which measure has fallen, or None while both hold."""
         recent = [measured for _, measured in self.history[-self.config.patience :]]

@@ -134,7 +134,7 @@ def _refuse_half_precision(name: str, parameters: Mapping[str, Tensor]) -> None:
         if value.dtype in CHANGELESS_DTYPES:
             raise UserError(
                 f"{name}.{parameter} is {value.dtype}: half-precision weights do not change at these learning rates; "
-                "load the model in float32 (mixed precision keeps float32 masters)"
+                "load the model in float32"
             )
 
 
