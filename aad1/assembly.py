@@ -63,6 +63,7 @@ RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 STUDENTS = {"dmd_warmup": "ode_init", "adversarial": "dmd_warmup"}  # whose student a stage begins with
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 CAPTIONS_AT_ONCE = 32
+MAKES_ITS_OWN = ("text", "vae")  # stages that read no store
 
 
 @contextmanager
@@ -366,7 +367,7 @@ class Assembly:
         else:  # one that was stopped before its first checkpoint counts for nothing
             self._record(folder, name)
         stage = self.stage(name)
-        if name not in ("text", "vae"):
+        if name not in MAKES_ITS_OWN:
             self._embed_captions(stage.dataset)
         return Run(stage, config, folder, self.recipe.seed, resume).train()
 
@@ -449,7 +450,7 @@ class Assembly:
 
     def _inputs(self, name: str) -> dict[str, str]:
         """Hashes of what a run of this stage does not change; the part it trains is in its checkpoints."""
-        if name in ("text", "vae"):
+        if name in MAKES_ITS_OWN:
             return {}
         parts = ("vae", "text_encoder", "tokenizer", *(("transformer",) if name in DISTILLATION else ()))
         paths = {part: self.folder.path / part for part in parts}

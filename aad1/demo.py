@@ -184,11 +184,10 @@ class Demo:
         sampling = asdict(recipe.showing.teacher) | {"not": recipe.negative_prompt} if name == "teacher" else {}
         weights = [folder_hash(part) for part in self._weights(name)]
         return {
-            "frames": self.recipe.data.frames,
+            "frames": recipe.data.frames,
             "weights": weights,
             "world": WORLD_VERSION,
             **asdict(self.config),
-        } | {
             "seed": recipe.seed,
             **sampling,
         }

@@ -22,6 +22,7 @@ from aad1.data.latents import LatentStore
 from aad1.data.media import VideoWriter, tensor_to_video
 from aad1.data.prepare import parse_world_source
 from aad1.data.world import Truth, sample_scene, simulate
+from aad1.flow import Noise
 from aad1.limits import Count
 from aad1.measures.motion import measure_motion
 from aad1.measures.reference import Reference
@@ -61,19 +62,13 @@ class Showing:
     def student(self, generator: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Animate the held-out images with the student's own passes; truth above, student below."""
         image, text = self._latents[:, :, :1], self._text
-        again = torch.Generator().manual_seed(NOISE_SEED + 1)
-        latents = roll_clip(
-            generator, image, text, self._noise(1), levels=self.levels, renoise=lambda like: noise_like(like, again)
-        )
+        latents = roll_clip(generator, image, text, self._noise(1), levels=self.levels, renoise=_renoise())
         return self._measure(latents, path, image_given=True)
 
     def teacher(self, teacher: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Sample the held-out captions with the many-step teacher, which draws its own first frame."""
         negative = self.text.embed([self.negative_prompt] * len(self._latents)).to(self.device)
-        again = torch.Generator().manual_seed(NOISE_SEED + 1)
-        latents = sample_teacher(
-            teacher, self._noise(0), self._text, negative, self.config.teacher, lambda like: noise_like(like, again)
-        )
+        latents = sample_teacher(teacher, self._noise(0), self._text, negative, self.config.teacher, _renoise())
         return self._measure(latents, path, image_given=False)
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool) -> dict[str, float]:
@@ -132,6 +127,12 @@ class Showing:
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         return np.concatenate([tensor_to_video(decode_video(self.vae, clip[None])) for clip in latents])
+
+
+def _renoise() -> Noise:
+    """The fresh noise of later passes and steps, the same at every evaluation."""
+    stream = torch.Generator().manual_seed(NOISE_SEED + 1)
+    return lambda like: noise_like(like, stream)
 
 
 def world_truth(source: str, frames: int) -> Truth:
