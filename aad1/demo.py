@@ -211,7 +211,8 @@ class Demo:
                     bar.advance()
 
             chunk = self.recipe.student.num_frames_per_block * geometry(self.assembly.vae).temporal
-            row = evaluate(name, watched(), image_given=name != "teacher", chunk_frames=chunk, seed=self.recipe.seed)
+            given = name != "teacher" or self.recipe.showing.teacher.clean_image
+            row = evaluate(name, watched(), image_given=given, chunk_frames=chunk, seed=self.recipe.seed)
         _write_video(video, np.concatenate(kept, axis=2), KEPT_SCALE, KEPT_CRF)
         return row
 

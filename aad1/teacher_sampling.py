@@ -24,12 +24,15 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 
 @dataclass(frozen=True)
 class TeacherSampling:
-    """How the many-step teacher is shown: Euler steps, shift of their grid, guidance, and churn (0 = the ODE)."""
+    """How the many-step teacher is shown: Euler steps, shift of their grid, guidance, and churn (0 = the ODE);
+    clean_image: it is given the image too, for a teacher trained with teacher.clean_image, else the caption alone.
+    """
 
     steps: Count = 48
     shift: Positive = 5.0
     guidance: Number = 4.0
     churn: Share = 0.0
+    clean_image: bool = False
 
 
 def trajectory(
@@ -83,8 +86,11 @@ def sample_teacher(
     negative: Tensor,
     sampling: TeacherSampling,
     renoise: Noise = torch.randn_like,
+    image: Tensor | None = None,
 ) -> Tensor:
-    """A clean clip: the end of a trajectory; arguments as for ``trajectory``."""
+    """A clean clip: the end of a trajectory; arguments as for ``trajectory``, ``image`` where the sampling wants it."""
+    if sampling.clean_image and image is None:
+        raise ValueError("this sampling gives the teacher the image: pass one")
     *_, clean = trajectory(
         teacher,
         noise,
@@ -94,5 +100,6 @@ def sample_teacher(
         guidance=sampling.guidance,
         churn=sampling.churn,
         renoise=renoise,
+        image=image if sampling.clean_image else None,
     )
     return clean

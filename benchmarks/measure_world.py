@@ -6,7 +6,8 @@
     python benchmarks/measure_world.py --model runs/model --rows bundled                    # the folder's own student
 
 Prints a Markdown table a track; ``-o`` keeps everything as JSON. Several trainings are compared by several
-``--runs``; their rows are named by folder. The teacher draws its own first frame and knows one length only.
+``--runs``; their rows are named by folder. The teacher knows one length only; ``--showing.teacher.clean_image false``
+lets it draw its own first frame.
 """
 
 from __future__ import annotations
@@ -41,22 +42,23 @@ def main() -> None:
     arguments, arguments.values = parser.parse_known_args()  # such as --showing.teacher.churn 0
     keep_freed_memory()
     clips = list(protocol_clips(arguments.frames, arguments.clips))
-    rows = [measure(name, samples, len(clips), arguments.seed) for name, samples in wanted(arguments, clips)]
+    rows = [measure(name, samples, arguments) for name, samples in wanted(arguments, clips)]
     for track in ("determined", "free"):
         print(to_markdown(table(rows, track), f"{track}, {arguments.frames} frames, {rows[0].clips[track]} clips"))
     if arguments.out:
         arguments.out.write_text(json.dumps(report(rows), indent=1))
 
 
-def measure(name: str, samples: Iterable[Sample], count: int, seed: int) -> Row:
-    with Progress(name, count, unit="clip") as bar:
+def measure(name: str, samples: Iterable[Sample], arguments: argparse.Namespace) -> Row:
+    given = name != "teacher" or load_recipe(arguments.recipe, arguments.values).showing.teacher.clean_image
+    with Progress(name, arguments.clips, unit="clip") as bar:
 
         def watched() -> Iterator[Sample]:
             for sample in samples:
                 yield sample
                 bar.advance()
 
-        return evaluate(name, watched(), image_given=name != "teacher", with_flow=False, seed=seed)
+        return evaluate(name, watched(), image_given=given, with_flow=False, seed=arguments.seed)
 
 
 def wanted(arguments: argparse.Namespace, clips: list[Clip]) -> Iterator[tuple[str, Iterable[Sample]]]:

@@ -531,6 +531,16 @@ def test_the_teacher_learns_to_follow_a_clean_image() -> None:
     torch.testing.assert_close(loss.value.detach(), errors.sum() / batch.latents.numel(), atol=1e-3, rtol=1e-3)
 
 
+def test_the_teacher_learns_from_the_first_frames_of_a_clip() -> None:
+    stage, batch = teacher_stage(frames=3, text_dropout=0.0), clips().read(range(BATCH))
+    calls = record(stage.teacher)
+    loss = stage.loss(Turn("teacher", 0), batch, stream())
+    (call,) = calls
+    x0 = batch.latents[:, :, :3]
+    eps = noise_in(call.latents, x0, call.t)
+    torch.testing.assert_close(loss.value.detach(), (call.output - (eps - x0)).square().mean(), atol=1e-3, rtol=1e-3)
+
+
 def test_noise_levels_are_shifted_and_clamped() -> None:
     stage = dmd_stage()
     calls = record(stage.fake_score_model)

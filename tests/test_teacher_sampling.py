@@ -62,3 +62,16 @@ def test_the_end_of_a_trajectory_is_a_sample(teacher: CausalWanTransformer3DMode
     noise, text, negative = normal(*clip_of(FRAMES, batch=BATCH).shape, seed=3), text_of(BATCH), text_of(BATCH, seed=9)
     sampling = TeacherSampling(steps=4, shift=5.0, guidance=3.0)
     assert torch.equal(sample_teacher(teacher, noise, text, negative, sampling), path_of(teacher)[-1])
+
+
+def test_a_sampling_with_a_clean_image_needs_one_and_one_without_ignores_it(
+    teacher: CausalWanTransformer3DModel,
+) -> None:
+    noise, text, negative = normal(*clip_of(FRAMES, batch=BATCH).shape, seed=3), text_of(BATCH), text_of(BATCH, seed=9)
+    image = normal(*noise[:, :, :1].shape, seed=5)
+    plain, given = (TeacherSampling(steps=4, shift=5.0, guidance=3.0, clean_image=c) for c in (False, True))
+    end = path_of(teacher, image=image)[-1]
+    assert torch.equal(sample_teacher(teacher, noise, text, negative, given, image=image), end)
+    assert torch.equal(sample_teacher(teacher, noise, text, negative, plain, image=image), path_of(teacher)[-1])
+    with pytest.raises(ValueError, match="pass one"):
+        sample_teacher(teacher, noise, text, negative, given)

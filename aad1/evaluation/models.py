@@ -70,7 +70,9 @@ def teacher_samples(
     batch: int = BATCH,
     seed: int = 0,
 ) -> Iterator[Sample]:
-    """The bidirectional teacher's clips from each caption alone: it draws its own first frame (image not given)."""
+    """The bidirectional teacher's clips from each caption, and from each truth's first frame if ``sampling`` gives it;
+    else the teacher draws its own.
+    """
     first = seed
     for part in _batches(clips, batch):
         seeds = range(first, first + len(part))
@@ -98,8 +100,7 @@ def _rolled(
     seeds: Sequence[int],
 ) -> Tensor:
     """Latents [batch, channels, frames, height, width], rolled out from the clips' first frames."""
-    pictures = video_to_tensor(np.stack([clip.frames[:1] for clip in clips])).to(vae.device)
-    image = encode_image(vae, pictures).to(generator.device, generator.dtype)
+    image = _images(vae, clips).to(generator.device, generator.dtype)
     embedded = text.embed([clip.caption for clip in clips]).to(image)
     chunk = generator.config.num_frames_per_block
     noise = StreamNoise(seeds, image, chunk)
@@ -118,7 +119,7 @@ def _denoised(
     negative: Tensor,
     seeds: Sequence[int],
 ) -> Tensor:
-    """Latents [batch, channels, frames, height, width], sampled from the clips' captions."""
+    """Latents [batch, channels, frames, height, width], sampled from the clips' captions (and images)."""
     shape = geometry(vae)
     size = shape.latent_size(*clips[0].frames.shape[1:3])
     each = (shape.channels, _latent_frames(vae, clips), *size)
@@ -129,7 +130,12 @@ def _denoised(
 
     noise = draw(torch.empty(0, device=teacher.device, dtype=teacher.dtype))
     embedded = text.embed([clip.caption for clip in clips]).to(noise)
-    return sample_teacher(teacher, noise, embedded, negative.to(noise), sampling, draw)
+    return sample_teacher(teacher, noise, embedded, negative.to(noise), sampling, draw, _images(vae, clips).to(noise))
+
+
+def _images(vae: AutoencoderKLWan, clips: Sequence[Clip]) -> Tensor:
+    """The clips' first frames, encoded."""
+    return encode_image(vae, video_to_tensor(np.stack([clip.frames[:1] for clip in clips])).to(vae.device))
 
 
 @torch.no_grad()

@@ -66,10 +66,11 @@ class Showing:
         return self._measure(latents, path, image_given=True)
 
     def teacher(self, teacher: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
-        """Sample the held-out captions with the many-step teacher, which draws its own first frame."""
+        """Sample the held-out captions with the many-step teacher, and the images where the sampling gives them."""
         negative = self.text.embed([self.negative_prompt] * len(self._latents)).to(self.device)
-        latents = sample_teacher(teacher, self._noise(0), self._text, negative, self.config.teacher, _renoise())
-        return self._measure(latents, path, image_given=False)
+        sampling, image = self.config.teacher, self._latents[:, :, :1]
+        latents = sample_teacher(teacher, self._noise(0), self._text, negative, sampling, _renoise(), image)
+        return self._measure(latents, path, image_given=sampling.clean_image)
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool) -> dict[str, float]:
         made = self._decode(latents)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aad1.flow import add_noise, shift_t, with_clean_image
-from aad1.limits import Positive, Share
+from aad1.limits import Count, Positive, Share
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.flow_matching import flow_matching
@@ -28,13 +28,15 @@ from aad1.training.player import OptimizerConfig, Player
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(LoopConfig):
     """shift: of the noise levels, towards noise; text_dropout: share of clips that get the empty prompt;
-    clean_image: share of clips whose first frame is given clean, as an image, and carries no loss.
+    clean_image: share of clips whose first frame is given clean, as an image, and carries no loss;
+    frames: how many latent frames of a clip are used, the first ones (None: all).
     """
 
     optimizer: OptimizerConfig
     shift: Positive = 3.0
     text_dropout: Share = 0.1
     clean_image: Share = 0.0
+    frames: Count | None = None
 
 
 @dataclass
@@ -58,7 +60,8 @@ class TeacherStage(PlainStage):
 
     def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
         """E || v(x_t, t, text) - (eps - x0) ||^2 at one shifted noise level a clip, but for clean images."""
-        x0, eps = batch.latents, noise_like(batch.latents, noise)
+        x0 = batch.latents[:, :, : self.config.frames]
+        eps = noise_like(x0, noise)
         level = shift_t(uniform((len(x0), 1), x0, noise), self.config.shift)
         dropped = uniform((len(x0), 1, 1), x0, noise) < self.config.text_dropout
         text = torch.where(dropped, self.empty_text.to(batch.text), batch.text)
