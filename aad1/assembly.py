@@ -409,8 +409,8 @@ class Assembly:
             config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
             model = CausalWanTransformer3DModel.from_config(config)
             Player("generator", model, recipe.ode_init.optimizer)
-            Player("generator", model, recipe.dmd_warmup.generator)
-            Player("fake_score", model, recipe.dmd_warmup.fake_score)
+            Player("generator", model, recipe.dmd_warmup.generator_optimizer)
+            Player("fake_score", model, recipe.dmd_warmup.fake_score_optimizer)
             Player("generator", model, recipe.adversarial.generator_optimizer)
             Player("critic", self._critic(model), recipe.adversarial.critic_optimizer)
 

@@ -607,7 +607,10 @@ def test_the_part_that_a_run_trains_may_be_installed_before_it_goes_on(
         (["--student.passes=[1.0,0.5]"], "missing 0.5000"),
         (["--adversarial.critic.layers=[0,2]"], "the backbone has blocks 0 to 1; choose among them"),
         (["--adversarial.critic_optimizer.lr_overrides={backbones: 1e-4}"], "names no parameter: backbones"),
-        (["--dmd_warmup.fake_score.lr_overrides={block: 1e-4, nothing: 1e-4}"], "names no parameter: nothing"),
+        (
+            ["--dmd_warmup.fake_score_optimizer.lr_overrides={block: 1e-4, nothing: 1e-4}"],
+            "names no parameter: nothing",
+        ),
     ],
 )
 def test_distill_refuses_at_once_what_a_late_stage_would(

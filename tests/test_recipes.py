@@ -83,9 +83,9 @@ def test_stage_two_is_the_papers(name: str) -> None:
     stage = load_recipe(name).dmd_warmup
     assert (stage.steps, stage.fake_score_updates, stage.batch * stage.accumulate) == (100, 5, 64)
     assert (stage.guidance, stage.shift, stage.t_range) == (4.0, 5.0, (0.02, 0.98))
-    assert (stage.generator.lr, stage.fake_score.lr) == (2e-6, 4e-7)
-    assert (stage.generator.ema, stage.fake_score.ema) == (0.99, 0)
-    for optimizer in (stage.generator, stage.fake_score):
+    assert (stage.generator_optimizer.lr, stage.fake_score_optimizer.lr) == (2e-6, 4e-7)
+    assert (stage.generator_optimizer.ema, stage.fake_score_optimizer.ema) == (0.99, 0)
+    for optimizer in (stage.generator_optimizer, stage.fake_score_optimizer):
         assert (optimizer.betas, optimizer.weight_decay, optimizer.clip) == ((0.0, 0.999), 0.01, 10.0)
 
 

@@ -93,7 +93,9 @@ def ode_stage(frames: int = FRAMES, **config: Any) -> OdeInitStage:
 
 
 def dmd_stage(levels: tuple[float, ...] = (1.0,), **config: Any) -> DmdWarmupStage:
-    settings = DmdWarmupConfig(**{"steps": 2, "batch": BATCH, "generator": ADAM, "fake_score": ADAM, **config})
+    settings = DmdWarmupConfig(
+        **{"steps": 2, "batch": BATCH, "generator_optimizer": ADAM, "fake_score_optimizer": ADAM, **config}
+    )
     negative = text_of(1, seed=9)
     return DmdWarmupStage(settings, model(1), model(2), model(0), clips(), negative, levels, NothingToShow(), guard())  # type: ignore[arg-type]
 
@@ -235,7 +237,7 @@ def test_stage_ii_exports_the_last_student_whose_motion_held(patience: int, tmp_
 
 
 def test_stage_ii_without_an_evaluation_exports_its_average(tmp_path: Path) -> None:
-    stage = dmd_stage(generator=OptimizerConfig(lr=1e-3, ema=0.9))
+    stage = dmd_stage(generator_optimizer=OptimizerConfig(lr=1e-3, ema=0.9))
     name = next(iter(stage.players["generator"].average))
     stage.players["generator"].average[name].fill_(7)
     assert exported_at(stage, tmp_path) == 7

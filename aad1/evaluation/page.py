@@ -12,9 +12,9 @@ from pathlib import Path
 from aad1.evaluation.chart import Chart, Line
 from aad1.evaluation.world import NOTE, JsonTable, missing_note
 from aad1.measures.world import MEASURES, Measure
+from aad1.workspace import DISTILLATION
 
 TEMPLATE = Path(__file__).parent / "static" / "demo.html"
-STAGES = ("ode_init", "dmd_warmup", "adversarial")
 NAMES = {
     "truth": "truth",
     "truth_vae": "truth through the VAE",
@@ -25,7 +25,7 @@ NAMES = {
     "adversarial": "student after III",
 }
 MAIN = ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", "quality", "drift")
-NUMERALS = dict(zip(STAGES, ("I", "II", "III"), strict=True))
+NUMERALS = dict(zip(DISTILLATION, ("I", "II", "III"), strict=True))
 
 Metrics = Sequence[Mapping[str, float]]
 
@@ -152,13 +152,17 @@ def _motion(metrics: Mapping[str, Metrics]) -> Chart:
     lines = []
     for key, style in (("rho", "first"), ("kappa", "second")):
         points = []
-        for place, stage in enumerate(STAGES):
+        for place, stage in enumerate(DISTILLATION):
             rows = metrics.get(stage, ())
             last = max((row["step"] for row in rows), default=1)
             points += [(place + row["step"] / last, row[f"eval/{key}"]) for row in rows if f"eval/{key}" in row]
         lines.append(Line(key, style, points))
-    marks = [(0, ""), *((i + 0.5, f"stage {NUMERALS[stage]}") for i, stage in enumerate(STAGES)), (len(STAGES), "")]
-    return Chart("Motion: rho and kappa", lines, marks, walls=range(1, len(STAGES)), ideal=1.0)
+    marks = [
+        (0, ""),
+        *((i + 0.5, f"stage {NUMERALS[stage]}") for i, stage in enumerate(DISTILLATION)),
+        (len(DISTILLATION), ""),
+    ]
+    return Chart("Motion: rho and kappa", lines, marks, walls=range(1, len(DISTILLATION)), ideal=1.0)
 
 
 # --- table ------------------------------------------------------------------------------------

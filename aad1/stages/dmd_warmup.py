@@ -35,8 +35,8 @@ class DmdWarmupConfig(LoopConfig):
     clean_image: both scores are given the image clean, for a teacher trained with teacher.clean_image.
     """
 
-    generator: OptimizerConfig
-    fake_score: OptimizerConfig
+    generator_optimizer: OptimizerConfig
+    fake_score_optimizer: OptimizerConfig
     fake_score_updates: Count = 5
     guidance: Number = 4.0
     shift: Positive = 5.0
@@ -64,8 +64,8 @@ class DmdWarmupStage:
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False)
         self.players = {
-            "fake_score": Player("fake_score", self.fake_score_model, self.config.fake_score),
-            "generator": Player("generator", self.generator_model, self.config.generator),
+            "fake_score": Player("fake_score", self.fake_score_model, self.config.fake_score_optimizer),
+            "generator": Player("generator", self.generator_model, self.config.generator_optimizer),
         }
 
     def turns(self, step: int) -> Sequence[str]:
