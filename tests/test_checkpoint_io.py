@@ -164,6 +164,14 @@ def test_as_stock_leaves_nothing_that_diffusers_does_not_know(tmp_path: Path) ->
     assert same_weights(WanTransformer3DModel.from_pretrained(tmp_path / "out"), student)
 
 
+def test_a_config_does_not_tell_where_its_weights_were_read(tmp_path: Path) -> None:
+    save_transformer(build_tiny_transformer(), tmp_path / "here")
+    again = WanTransformer3DModel.from_pretrained(tmp_path / "here")
+    assert "_name_or_path" in again.config
+    save_transformer(again, tmp_path / "there")
+    assert (tmp_path / "there" / "config.json").read_text() == (tmp_path / "here" / "config.json").read_text()
+
+
 def test_students_may_not_take_a_parts_name(tmp_path: Path, tiny_vae: Any, tiny_text: Any) -> None:
     model = build_tiny_transformer()
     with pytest.raises(UserError, match="vae"):

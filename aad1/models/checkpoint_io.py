@@ -412,12 +412,15 @@ def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: boo
 
 
 def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Save a part; where it was read from stays out of its config, which travels to other machines."""
     with _quietly():
         part.save_pretrained(folder)
     if not isinstance(part, nn.Module):
         return
     if dtype is not None:
         recast(folder, dtype)
+    config = _read_json(folder / "config.json")
+    _write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files that only their owner may read
 
