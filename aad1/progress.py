@@ -32,7 +32,8 @@ class Progress:
 
     ``total`` None means that the end is unknown; ``done`` items were finished by an earlier run and do
     not count towards the rate. ``every`` is the number of items between plain lines where there is no
-    terminal: None gives about twenty lines a job, 0 silence.
+    terminal: None gives about twenty lines a job, 0 silence. Rate and time left are those since the last line,
+    so that one slow item (a critic's head start) does not spoil them for long.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Progress:
         self.every = max(1, (total or 1000) // LINES_PER_JOB) if every is None else every
         self.fields: dict[str, object] = {}
         self._console = console or Console(file=sys.stderr)
-        self._already, self._printed, self._start = done, done, time.monotonic()
+        self._printed, self._start = done, time.monotonic()
+        self._since = self._start
         self._bar = self._make_bar() if self._console.is_terminal else None
         self._task = self._bar.add_task(description, total=total, completed=done, info="") if self._bar else None
 
@@ -66,7 +68,7 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
-        self._start = time.monotonic()
+        self._start = self._since = time.monotonic()
         if self._bar:
             self._bar.start()
         return self
@@ -75,7 +77,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
         elif self.every and self.done != self._printed:
-            self.print(self.line())
+            self._print_line()
 
     def advance(self, count: int = 1, **fields: object) -> None:
         """Move on by ``count`` items and replace the given fields (floats are shown to 4 digits)."""
@@ -84,17 +86,20 @@ class Progress:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, info=self._info())
         elif self.every and self.done - self._printed >= self.every:
-            self._printed = self.done
-            self.print(self.line())
+            self._print_line()
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
+    def _print_line(self) -> None:
+        self.print(self.line())
+        self._printed, self._since = self.done, time.monotonic()
+
     @property
     def rate(self) -> float:
-        """Items a second since the job (re)started."""
-        return (self.done - self._already) / max(time.monotonic() - self._start, 1e-9)
+        """Items a second since the last line, or since the job (re)started."""
+        return (self.done - self._printed) / max(time.monotonic() - self._since, 1e-9)
 
     def line(self) -> str:
         """The whole state on one line."""

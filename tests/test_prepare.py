@@ -193,6 +193,19 @@ def test_a_log_gets_plain_lines() -> None:
     assert run_progress(Console(file=io.StringIO()), every=0) == ""
 
 
+def test_the_time_left_forgets_a_slow_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("aad1.progress.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO())
+    with Progress("adversarial", 20, unit="step", every=5, console=console) as bar:
+        for step in range(20):
+            now += 200 if step == 0 else 6
+            bar.advance()
+    assert isinstance(console.file, io.StringIO)
+    _, second, *_ = console.file.getvalue().splitlines()
+    assert "6 s/step, 0:04:14 elapsed, 0:01:00 left" in second
+
+
 def test_a_terminal_gets_a_bar() -> None:
     text = run_progress(Console(file=io.StringIO(), force_terminal=True, width=160))
     assert all(word in text for word in ("Training", "10/10", "left", "loss 0.01543"))
