@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 LINES_PER_JOB = 20  # how many plain lines a job of known length prints by default
+LINES_FOR_RATE = 5  # over how many of them the rate is taken: a batch's items may all come at its end
 
 
 class Progress:
@@ -32,8 +34,8 @@ class Progress:
 
     ``total`` None means that the end is unknown; ``done`` items were finished by an earlier run and do
     not count towards the rate. ``every`` is the number of items between plain lines where there is no
-    terminal: None gives about twenty lines a job, 0 silence. Rate and time left are those since the last line,
-    so that one slow item (a critic's head start) does not spoil them for long.
+    terminal: None gives about twenty lines a job, 0 silence. Rate and time left are those of the last few
+    lines, so that one slow item (a critic's head start) does not spoil them for long.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Progress:
         self.fields: dict[str, object] = {}
         self._console = console or Console(file=sys.stderr)
         self._printed, self._start = done, time.monotonic()
-        self._since = self._start
+        self._marks: deque[tuple[int, float]] = deque([(done, self._start)], maxlen=LINES_FOR_RATE)
         self._bar = self._make_bar() if self._console.is_terminal else None
         self._task = self._bar.add_task(description, total=total, completed=done, info="") if self._bar else None
 
@@ -68,7 +70,8 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
-        self._start = self._since = time.monotonic()
+        self._start = time.monotonic()
+        self._marks[0] = self.done, self._start
         if self._bar:
             self._bar.start()
         return self
@@ -94,12 +97,14 @@ class Progress:
 
     def _print_line(self) -> None:
         self.print(self.line())
-        self._printed, self._since = self.done, time.monotonic()
+        self._printed = self.done
+        self._marks.append((self.done, time.monotonic()))
 
     @property
     def rate(self) -> float:
-        """Items a second since the last line, or since the job (re)started."""
-        return (self.done - self._printed) / max(time.monotonic() - self._since, 1e-9)
+        """Items a second over the last few lines, at first since the job (re)started."""
+        done, since = self._marks[0]
+        return (self.done - done) / max(time.monotonic() - since, 1e-9)
 
     def line(self) -> str:
         """The whole state on one line."""
