@@ -303,12 +303,8 @@ class Assembly:
         return VaeStage(config, vae)
 
     def _teacher_stage(self) -> Stage:
-        config = self._section("teacher")
-        held = geometry(self.vae).latent_frames(self.recipe.data.frames)
-        if config.frames is not None and config.frames > held:
-            raise UserError(f"teacher.frames is {config.frames}, a clip has {held} latent frames: give at most that")
         data = LatentClips(self.clips, self.text, self.device)
-        return TeacherStage(config, self.teacher(), data, self.prompt(""), self.showing)
+        return TeacherStage(self._section("teacher"), self.teacher(), data, self.prompt(""), self.showing)
 
     def _ode_init(self) -> Stage:
         store = LatentStore(self.workspace.trajectories)

@@ -28,7 +28,7 @@ from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticC
 from aad1.stages.batches import ClipBatch, TrajectoryBatch, noise_like
 from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
-from aad1.stages.teacher import TeacherConfig, TeacherStage
+from aad1.stages.teacher import Lesson, TeacherConfig, TeacherStage
 from aad1.stages.text import TextConfig, TextStage
 from aad1.stages.vae import VaeConfig, VaeStage, anchors
 from aad1.training.loop import Run, Turn
@@ -541,6 +541,16 @@ def test_the_teacher_learns_from_the_first_frames_of_a_clip() -> None:
     x0 = batch.latents[:, :, :3]
     eps = noise_in(call.latents, x0, call.t)
     torch.testing.assert_close(loss.value.detach(), (call.output - (eps - x0)).square().mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_curriculum_goes_from_lesson_to_lesson_and_then_on_as_the_section_says() -> None:
+    lessons = (Lesson(steps=2, frames=2, clean_image=1.0), Lesson(steps=3, frames=3))
+    stage = teacher_stage(curriculum=lessons, steps=10)
+    calls = record(stage.teacher)
+    for step in range(7):
+        stage.loss(Turn("teacher", step), clips().read(range(BATCH)), stream())
+    assert [call.t.shape[1] for call in calls] == [2, 2, 3, 3, 3, FRAMES, FRAMES]
+    assert [bool(call.t[:, 0].any()) for call in calls] == [False, False, True, True, True, True, True]
 
 
 def test_noise_levels_are_shifted_and_clamped() -> None:

@@ -2,6 +2,8 @@
 
 One noise level a clip, all frames together; dropped text is the empty prompt, so that the teacher can
 be guided. For the embedded teacher it starts from random weights; for a user's data, from their folder.
+A curriculum begins with what is learnt soonest: short clips near pure noise whose first frame is given, where
+the caption alone tells how they go on.
 """
 
 from __future__ import annotations
@@ -26,17 +28,40 @@ from aad1.training.player import OptimizerConfig, Player
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig(LoopConfig):
-    """shift: of the noise levels, towards noise; text_dropout: share of clips that get the empty prompt;
-    clean_image: share of clips whose first frame is given clean, as an image, and carries no loss;
-    frames: how many latent frames of a clip are used, the first ones (None: all).
+class Exercise:
+    """shift: of the noise levels, towards noise; clean_image: share of clips whose first frame is given clean, as an
+    image, and carries no loss; frames: so many latent frames of a clip are used at most, the first ones (None: all).
+    """
+
+    shift: Positive = 3.0
+    clean_image: Share = 0.0
+    frames: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson(Exercise):
+    """An exercise for so many steps."""
+
+    steps: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(LoopConfig, Exercise):
+    """text_dropout: share of clips that get the empty prompt; curriculum: lessons of the first steps, one after the
+    other, before the section's own exercise; learning rates know nothing of them.
     """
 
     optimizer: OptimizerConfig
-    shift: Positive = 3.0
     text_dropout: Share = 0.1
-    clean_image: Share = 0.0
-    frames: Count | None = None
+    curriculum: tuple[Lesson, ...] = ()
+
+    def exercise(self, step: int) -> Exercise:
+        """What is practised at ``step``, counted from 0."""
+        for lesson in self.curriculum:
+            if step < lesson.steps:
+                return lesson
+            step -= lesson.steps
+        return self
 
 
 @dataclass
@@ -60,12 +85,13 @@ class TeacherStage(PlainStage):
 
     def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
         """E || v(x_t, t, text) - (eps - x0) ||^2 at one shifted noise level a clip, but for clean images."""
-        x0 = batch.latents[:, :, : self.config.frames]
+        exercise = self.config.exercise(turn.step)
+        x0 = batch.latents[:, :, : exercise.frames]
         eps = noise_like(x0, noise)
-        level = shift_t(uniform((len(x0), 1), x0, noise), self.config.shift)
+        level = shift_t(uniform((len(x0), 1), x0, noise), exercise.shift)
         dropped = uniform((len(x0), 1, 1), x0, noise) < self.config.text_dropout
         text = torch.where(dropped, self.empty_text.to(batch.text), batch.text)
-        given = uniform((len(x0), 1), x0, noise) < self.config.clean_image
+        given = uniform((len(x0), 1), x0, noise) < exercise.clean_image
         t = level.expand(-1, x0.shape[2])
         t = torch.where(given, with_clean_image(t), t)
         predicted = self.teacher(add_noise(x0, eps, t), t, text)
