@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny", help="whose showing.teacher says how the teacher is sampled")
     parser.add_argument("-o", "--out", type=Path, help="JSON with every measure, track and interval")
     arguments, arguments.values = parser.parse_known_args()  # such as --showing.teacher.churn 0
+    arguments.loaded = load_recipe(arguments.recipe, arguments.values)
     keep_freed_memory()
     clips = list(protocol_clips(arguments.frames, arguments.clips))
     rows = [measure(name, samples, arguments) for name, samples in wanted(arguments, clips)]
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def measure(name: str, samples: Iterable[Sample], arguments: argparse.Namespace) -> Row:
-    given = name != "teacher" or load_recipe(arguments.recipe, arguments.values).showing.teacher.clean_image
+    given = name != "teacher" or arguments.loaded.showing.teacher.clean_image
     with Progress(name, arguments.clips, unit="clip") as bar:
 
         def watched() -> Iterator[Sample]:
@@ -82,7 +83,7 @@ def controls_and_teacher(name: str, arguments: argparse.Namespace, clips: list[C
     if name == "truth_vae":
         return vae_samples(folder.vae(), clips)
     if name == "teacher":
-        recipe = load_recipe(arguments.recipe, arguments.values)
+        recipe = arguments.loaded
         teacher = folder.transformer(CausalWanTransformer3DModel).eval()
         parts, sampling = (teacher, folder.vae(), folder.text()), recipe.showing.teacher
         return teacher_samples(*parts, clips, sampling, recipe.negative_prompt, seed=arguments.seed)

@@ -11,20 +11,17 @@ image and a caption tell it alone. ``mse`` is of the latents, which have unit va
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from aad1.data.media import tensor_to_video, video_to_tensor
-from aad1.data.world import Clip
-from aad1.evaluation.models import Sample
+from aad1.data.media import video_to_tensor
+from aad1.evaluation.models import decoded
 from aad1.evaluation.world import evaluate, protocol_clips
 from aad1.flow import add_noise, with_clean_image, x0_from_v
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder
-from aad1.models.vae import decode_video, encode_video
+from aad1.models.vae import encode_video
 from aad1.runtime import keep_freed_memory
 from aad1.training.randomness import generator_for
 from aad1.workspace import model_path
@@ -70,11 +67,6 @@ def estimate(
     t = with_clean_image(t) if image else t
     noised = add_noise(x0, eps, t)
     return x0_from_v(noised, teacher(noised, t, text), t)
-
-
-def decoded(vae: AutoencoderKLWan, latents: Tensor, clips: Sequence[Clip]) -> Iterator[Sample]:
-    for clip, own in zip(clips, latents, strict=True):
-        yield tensor_to_video(decode_video(vae, own[None]))[0], clip.truth
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def student_samples(
     for part in _batches(clips, batch):
         seeds = range(first, first + len(part))
         latents = _rolled(generator, vae, text, part, passes or generator.config.passes, seeds)
-        yield from _decoded(vae, latents, part)
+        yield from decoded(vae, latents, part)
         first += len(part)
 
 
@@ -77,7 +77,7 @@ def teacher_samples(
     for part in _batches(clips, batch):
         seeds = range(first, first + len(part))
         negative = text.embed([negative_prompt] * len(part))
-        yield from _decoded(vae, _denoised(teacher, vae, text, part, sampling, negative, seeds), part)
+        yield from decoded(vae, _denoised(teacher, vae, text, part, sampling, negative, seeds), part)
         first += len(part)
 
 
@@ -130,7 +130,8 @@ def _denoised(
 
     noise = draw(torch.empty(0, device=teacher.device, dtype=teacher.dtype))
     embedded = text.embed([clip.caption for clip in clips]).to(noise)
-    return sample_teacher(teacher, noise, embedded, negative.to(noise), sampling, draw, _images(vae, clips).to(noise))
+    image = _images(vae, clips).to(noise) if sampling.clean_image else None
+    return sample_teacher(teacher, noise, embedded, negative.to(noise), sampling, draw, image)
 
 
 def _images(vae: AutoencoderKLWan, clips: Sequence[Clip]) -> Tensor:
@@ -143,7 +144,8 @@ def _decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
     return tensor_to_video(decode_video(vae, latents[None]))[0]
 
 
-def _decoded(vae: AutoencoderKLWan, latents: Tensor, clips: Sequence[Clip]) -> Iterator[Sample]:
+def decoded(vae: AutoencoderKLWan, latents: Tensor, clips: Sequence[Clip]) -> Iterator[Sample]:
+    """Latents [batch, channels, frames, height, width] as frames, each beside its clip's truth."""
     for clip, own in zip(clips, latents, strict=True):
         yield _decode(vae, own), clip.truth
 
