@@ -26,11 +26,11 @@ from pydantic import TypeAdapter, ValidationError
 from aad1.assembly import Assembly, user_errors
 from aad1.data.clips import read_video
 from aad1.data.media import VideoWriter
-from aad1.data.world import FPS, SIZE, WORLD_VERSION, Clip, Truth
+from aad1.data.world import FPS, SIZE, WORLD_VERSION, Clip
 from aad1.errors import UserError
 from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
 from aad1.evaluation.page import DemoPage, Panels, render
-from aad1.evaluation.world import CONTROLS, Row, evaluate, protocol_clips, table
+from aad1.evaluation.world import CONTROLS, Row, Sample, evaluate, protocol_clips, table
 from aad1.files import write_atomic
 from aad1.models.checkpoint_io import folder_hash
 from aad1.models.vae import geometry
@@ -48,7 +48,6 @@ PAGE_SCALE, PAGE_CRF = 3, 18
 PACKAGES = ("aad1", "torch", "diffusers", "transformers", "numpy")
 
 Frames = NDArray[np.uint8]
-Samples = Iterable[tuple[Frames, Truth]]
 
 
 @dataclass(frozen=True)
@@ -204,22 +203,21 @@ class Demo:
         kept: list[Frames] = []
         with Progress(f"evaluating {name}", self.config.clips, unit="clip") as bar:
 
-            def watched() -> Iterator[tuple[Frames, Truth]]:
-                for frames, truth in self._samples(name):
-                    kept.extend([frames] if len(kept) < self.config.shown else [])
-                    yield frames, truth
+            def watched() -> Iterator[Sample]:
+                for sample in self._samples(name):
+                    kept.extend([sample.frames] if len(kept) < self.config.shown else [])
+                    yield sample
                     bar.advance()
 
             chunk = self.recipe.student.num_frames_per_block * geometry(self.assembly.vae).temporal
-            given = name != "teacher" or self.recipe.showing.teacher.clean_image
-            row = evaluate(name, watched(), image_given=given, chunk_frames=chunk, seed=self.recipe.seed)
+            row = evaluate(name, watched(), chunk_frames=chunk, seed=self.recipe.seed)
         _write_video(video, np.concatenate(kept, axis=2), KEPT_SCALE, KEPT_CRF)
         return row
 
-    def _samples(self, name: str) -> Samples:
+    def _samples(self, name: str) -> Iterable[Sample]:
         assembly, clips, seed = self.assembly, self._clips, self.recipe.seed
         if name in CONTROLS:
-            return ((CONTROLS[name](clip), clip.truth) for clip in clips)
+            return (Sample(CONTROLS[name](clip), clip.truth) for clip in clips)
         if name == "truth_vae":
             return vae_samples(assembly.vae, clips)
         if name == "teacher":

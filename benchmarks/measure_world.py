@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aad1.data.world import Clip
-from aad1.evaluation.models import Sample, student_samples, teacher_samples, vae_samples
-from aad1.evaluation.world import CONTROLS, Row, evaluate, protocol_clips, report, table, to_markdown
+from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
+from aad1.evaluation.world import CONTROLS, Row, Sample, evaluate, protocol_clips, report, table, to_markdown
+from aad1.measures.world import MEASURES
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder
 from aad1.progress import Progress
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--recipe", default="tiny", help="whose showing.teacher says how the teacher is sampled")
+    names = [measure.name for measure in MEASURES]
+    parser.add_argument("--measures", nargs="*", default=[], choices=names, help="which lines to print (default: all)")
     parser.add_argument("-o", "--out", type=Path, help="JSON with every measure, track and interval")
     arguments, arguments.values = parser.parse_known_args()  # such as --showing.teacher.churn 0
     arguments.loaded = load_recipe(arguments.recipe, arguments.values)
@@ -45,13 +48,13 @@ def main() -> None:
     clips = list(protocol_clips(arguments.frames, arguments.clips))
     rows = [measure(name, samples, arguments) for name, samples in wanted(arguments, clips)]
     for track in ("determined", "free"):
-        print(to_markdown(table(rows, track), f"{track}, {arguments.frames} frames, {rows[0].clips[track]} clips"))
+        title = f"{track}, {arguments.frames} frames, {rows[0].clips[track]} clips"
+        print(to_markdown(table(rows, track), title, measures=arguments.measures))
     if arguments.out:
         arguments.out.write_text(json.dumps(report(rows), indent=1))
 
 
 def measure(name: str, samples: Iterable[Sample], arguments: argparse.Namespace) -> Row:
-    given = name != "teacher" or arguments.loaded.showing.teacher.clean_image
     with Progress(name, arguments.clips, unit="clip") as bar:
 
         def watched() -> Iterator[Sample]:
@@ -59,7 +62,7 @@ def measure(name: str, samples: Iterable[Sample], arguments: argparse.Namespace)
                 yield sample
                 bar.advance()
 
-        return evaluate(name, watched(), image_given=given, with_flow=False, seed=arguments.seed)
+        return evaluate(name, watched(), with_flow=False, seed=arguments.seed)
 
 
 def wanted(arguments: argparse.Namespace, clips: list[Clip]) -> Iterator[tuple[str, Iterable[Sample]]]:
@@ -76,7 +79,7 @@ def wanted(arguments: argparse.Namespace, clips: list[Clip]) -> Iterator[tuple[s
 
 def controls_and_teacher(name: str, arguments: argparse.Namespace, clips: list[Clip]) -> Iterable[Sample]:
     if name in CONTROLS:
-        return ((CONTROLS[name](clip), clip.truth) for clip in clips)
+        return (Sample(CONTROLS[name](clip), clip.truth) for clip in clips)
     if name == "bundled":
         return animated(arguments.model, STUDENT, clips, arguments.seed)
     folder = open_folder(model_path(arguments.model))

@@ -50,7 +50,7 @@ def main() -> None:
     print("|---" * (len(SHOWN) + 3) + "|")
     for level in arguments.levels:
         estimated = estimate(teacher, latents, eps, captions, level, arguments.image)
-        row = evaluate(str(level), decoded(vae, estimated, clips), image_given=arguments.image, with_flow=False)
+        row = evaluate(str(level), decoded(vae, estimated, clips, image_given=arguments.image), with_flow=False)
         for track in ("determined", "free"):
             chosen = torch.tensor([clip.truth.scene.track == track for clip in clips])
             error = (estimated - latents)[chosen, :, 1:].square().mean().item()

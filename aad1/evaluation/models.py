@@ -1,4 +1,4 @@
-"""What models make of a protocol's clips: (frames, truth) pairs for the rows of ``evaluation.world``.
+"""What models make of a protocol's clips: samples for the rows of ``evaluation.world``.
 
 The transformer runs over a batch of clips; the VAE decodes clip by clip, which is as fast on a CPU and keeps
 memory at one clip. Clip i always gets the noise of seed + i, whatever its batch: a session with that seed
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aad1.data.media import tensor_to_video, video_to_tensor
-from aad1.data.world import Clip, Truth
+from aad1.data.world import Clip
+from aad1.evaluation.world import Sample
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video, encode_image, encode_video, geometry
@@ -27,14 +28,13 @@ from aad1.teacher_sampling import TeacherSampling, sample_teacher
 from aad1.training.randomness import generator_for
 
 Frames = NDArray[np.uint8]
-Sample = tuple[Frames, Truth]
 BATCH = 8
 
 
 def vae_samples(vae: AutoencoderKLWan, clips: Iterable[Clip]) -> Iterator[Sample]:
     """The truth, encoded and decoded: what no model of these latents can surpass."""
     for clip in clips:
-        yield _through_vae(vae, clip.frames), clip.truth
+        yield Sample(_through_vae(vae, clip.frames), clip.truth)
 
 
 def student_samples(
@@ -77,7 +77,8 @@ def teacher_samples(
     for part in _batches(clips, batch):
         seeds = range(first, first + len(part))
         negative = text.embed([negative_prompt] * len(part))
-        yield from decoded(vae, _denoised(teacher, vae, text, part, sampling, negative, seeds), part)
+        latents = _denoised(teacher, vae, text, part, sampling, negative, seeds)
+        yield from decoded(vae, latents, part, image_given=sampling.clean_image)
         first += len(part)
 
 
@@ -144,10 +145,12 @@ def _decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
     return tensor_to_video(decode_video(vae, latents[None]))[0]
 
 
-def decoded(vae: AutoencoderKLWan, latents: Tensor, clips: Sequence[Clip]) -> Iterator[Sample]:
+def decoded(
+    vae: AutoencoderKLWan, latents: Tensor, clips: Sequence[Clip], *, image_given: bool = True
+) -> Iterator[Sample]:
     """Latents [batch, channels, frames, height, width] as frames, each beside its clip's truth."""
     for clip, own in zip(clips, latents, strict=True):
-        yield _decode(vae, own), clip.truth
+        yield Sample(_decode(vae, own), clip.truth, image_given)
 
 
 def _latent_frames(vae: AutoencoderKLWan, clips: Sequence[Clip]) -> int:

@@ -7,8 +7,9 @@ evaluation first checks the detector on its own truths. These are not VBench num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,16 @@ NOTE = "Mean [95 % bootstrap interval over clips]; N/A where a measure does not 
 
 Frames = NDArray[np.uint8]
 JsonTable = dict[str, dict[str, list[float] | None]]
+
+
+class Sample(NamedTuple):
+    """Frames that a model made and the truth they were asked for; ``image_given`` False if the model had the caption
+    alone and drew its own first frame.
+    """
+
+    frames: Frames
+    truth: Truth
+    image_given: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,20 +69,18 @@ def protocol_clips(frames: int = SHORT_FRAMES, count: int = CLIPS, split: str = 
 
 def evaluate(
     name: str,
-    samples: Iterable[tuple[Frames, Truth]],
-    image_given: bool = True,
+    samples: Iterable[Sample],
     chunk_frames: int = CHUNK_FRAMES,
     with_flow: bool = True,
     seed: int = 0,
 ) -> Row:
     """Measure generated frames against the truth each was asked for.
 
-    ``image_given`` False is for models that draw their own first frame from the caption. Raises
-    UserError without samples, for frames of another length or size, or when the detector fails.
+    Raises UserError without samples, for frames of another length or size, or when the detector fails.
     """
     tracks: list[str] = []
     clips: list[ClipMeasures] = []
-    for frames, truth in samples:
+    for frames, truth, image_given in samples:
         if len(clips) < CHECKED_TRUTHS:
             check_detector(truth)
         clips.append(measure_clip(frames, Reference.of(truth, image_given), chunk_frames, with_flow=with_flow))
@@ -91,13 +100,12 @@ def evaluate_model(
     name: str,
     generate: Callable[[Clip], Frames],
     clips: Iterable[Clip],
-    image_given: bool = True,
     chunk_frames: int = CHUNK_FRAMES,
     with_flow: bool = True,
 ) -> Row:
     """Evaluate a function that, given a clip, generates frames from its first image and caption."""
-    samples = ((generate(clip), clip.truth) for clip in clips)
-    return evaluate(name, samples, image_given, chunk_frames, with_flow)
+    samples = (Sample(generate(clip), clip.truth) for clip in clips)
+    return evaluate(name, samples, chunk_frames, with_flow)
 
 
 def check_detector(truth: Truth) -> float:
@@ -220,9 +228,10 @@ def _legend(measure: Measure) -> str:
     return f"{measure.column}: {measure.legend} (ideal {measure.ideal})"
 
 
-def _shown(values: Mapping[str, Mapping[str, list[float] | None]]) -> list[Measure]:
-    """Measures that at least one row defines."""
-    return [m for m in MEASURES if any(row.get(m.name) is not None for row in values.values())]
+def _shown(values: Mapping[str, Mapping[str, list[float] | None]], names: Collection[str]) -> list[Measure]:
+    """Measures that at least one row defines, of those named (none named: of all)."""
+    wanted = [m for m in MEASURES if not names or m.name in names]
+    return [m for m in wanted if any(row.get(m.name) is not None for row in values.values())]
 
 
 def missing_note() -> str:
@@ -230,13 +239,14 @@ def missing_note() -> str:
     return "" if has_opencv() else "dyn is N/A: it needs OpenCV (pip install 'aad1[eval]')."
 
 
-def to_markdown(values: JsonTable, title: str = "", interval: bool = True) -> str:
-    """The table and its legend in Markdown: a line per measure, a column per row."""
+def to_markdown(values: JsonTable, title: str = "", interval: bool = True, measures: Collection[str] = ()) -> str:
+    """The table and its legend in Markdown: a line per measure (all, or those named), a column per row."""
+    shown = _shown(values, measures)
     lines = [f"### {title}", ""] if title else []
     lines += ["| measure | ideal | " + " | ".join(values) + " |", "|" + "---|" * (2 + len(values))]
-    for m in _shown(values):
+    for m in shown:
         cells = (_cell(m, row.get(m.name), interval) for row in values.values())
         lines.append(f"| {m.column} | {m.ideal} | " + " | ".join(cells) + " |")
     # A bar would end a table cell; the legend is a list, where bars are plain.
-    lines += ["", *(f"- **{m.column}** (ideal {m.ideal}): {m.legend}" for m in _shown(values)), "", NOTE]
+    lines += ["", *(f"- **{m.column}** (ideal {m.ideal}): {m.legend}" for m in shown), "", NOTE]
     return "\n".join([*lines, missing_note()]).rstrip() + "\n"
