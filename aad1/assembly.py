@@ -43,13 +43,13 @@ from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
-from aad1.stages.batches import LatentClips, Trajectories
+from aad1.stages.batches import LatentClips, Stored, Trajectories
 from aad1.stages.dmd_warmup import DmdWarmupStage
 from aad1.stages.ode_init import OdeInitStage, check_levels
 from aad1.stages.showing import Showing
 from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
-from aad1.stages.trajectories import make_trajectories, manifest_for, stored_indices
+from aad1.stages.trajectories import make_trajectories, manifest_for, origins_of, stored_indices
 from aad1.stages.vae import VaeStage, calm_residuals
 from aad1.training.loop import Run, Stage, has_run, refuse_run
 from aad1.training.motion_guard import MotionGuard
@@ -60,6 +60,7 @@ from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
+CLIPS, COUNT = "clips", "clip count"
 STUDENTS = {"dmd_warmup": "ode_init", "adversarial": "dmd_warmup"}  # whose student a stage begins with
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 CAPTIONS_AT_ONCE = 32
@@ -320,6 +321,11 @@ class Assembly:
         expected = manifest_for(wanted, self.clips, teacher, self.recipe.seed, self.recipe.negative_prompt)
         shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "fps")}
         require(store, **shape, **expected.extra)
+        if [store.row(i) for i in range(wanted.count)] != origins_of(self.clips, wanted.count):
+            raise UserError(
+                f"{store.folder} was made from other clips than {self.clips.folder} holds now: "
+                "delete it and run `aad1 prepare trajectories` again, or put those clips back"
+            )
         data = Trajectories(store, self.text, self.device, wanted.count)
         return OdeInitStage(self.recipe.ode_init, self.teacher(), data, held["stored_levels"], self.showing)
 
@@ -362,11 +368,14 @@ class Assembly:
     def train(self, name: str, resume: bool) -> Path:
         """Run one stage to its end; returns what it exported."""
         folder, config = self.workspace.run(name), self._section(name)
-        if has_run(folder):
+        begun = has_run(folder)  # one that was stopped before its first checkpoint counts for nothing
+        if begun:
             self._check_run(folder, name, resume)
-        else:  # one that was stopped before its first checkpoint counts for nothing
-            self._record(folder, name)
         stage = self.stage(name)
+        if begun:
+            self._check_data(folder, stage)
+        else:
+            self._record(folder, name, stage)
         if name not in MAKES_ITS_OWN:
             self._embed_captions(stage.dataset)
         return Run(stage, config, folder, self.recipe.seed, resume).train()
@@ -428,9 +437,9 @@ class Assembly:
             if self.recipe.new is not None:
                 recast(fresh, DTYPES[self.recipe.new.dtype])
 
-    def _record(self, folder: Path, name: str) -> None:
+    def _record(self, folder: Path, name: str, stage: Stage) -> None:
         """Keep the recipe and the hashes of its inputs beside a run that begins."""
-        kept = {RECIPE: as_dict(self.recipe), INPUTS: self._inputs(name)}
+        kept = {RECIPE: as_dict(self.recipe), INPUTS: self._inputs(name) | _data(stage)}
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in kept.items():
             write_atomic(folder / file, yaml.safe_dump(content, sort_keys=False).encode())
@@ -448,6 +457,15 @@ class Assembly:
                 "later stages, or choose another -o"
             )
 
+    def _check_data(self, folder: Path, stage: Stage) -> None:
+        """Raise UserError unless the clips of the run in ``folder`` are those it was begun with; more may have come."""
+        held = _read_mapping(folder / INPUTS)
+        if CLIPS in held and held[CLIPS] != _data(stage, held[COUNT])[CLIPS]:
+            raise UserError(
+                f"{folder} was begun with other clips; put those back, or to train anew delete that folder and "
+                "those of later stages, or choose another -o"
+            )
+
     def _inputs(self, name: str) -> dict[str, str]:
         """Hashes of what a run of this stage does not change; the part it trains is in its checkpoints."""
         if name in MAKES_ITS_OWN:
@@ -457,6 +475,14 @@ class Assembly:
         if name in STUDENTS:
             paths[f"student of {STUDENTS[name]}"] = self._student_path(STUDENTS[name])
         return {what: folder_hash(path) for what, path in paths.items()}
+
+
+def _data(stage: Stage, count: int | None = None) -> dict[str, Any]:
+    """Which clips a stage learns from: how many, and a hash of what they are; nothing where it makes its own."""
+    if not isinstance(stage.dataset, Stored):
+        return {}
+    count = count or len(stage.dataset)
+    return {COUNT: count, CLIPS: stage.dataset.store.fingerprint(count)}
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -278,6 +278,13 @@ def test_the_order_does_not_depend_on_the_world_size(count: int, seed: int, worl
     assert {json.dumps(s.state()) for s in (alone, *ranks)} == {json.dumps(alone.state())}
 
 
+def test_a_restored_sampler_leaves_out_clips_that_came_later() -> None:
+    sampler = Sampler(20, seed=3)
+    sampler.next(8)
+    restored = Sampler.restore(sampler.state(), 22)
+    assert [restored.next(8) for _ in range(6)] == [sampler.next(8) for _ in range(6)]
+
+
 def test_every_epoch_is_another_permutation() -> None:
     sampler = Sampler(50, seed=1)
     epochs = [sampler.next(50) for _ in range(3)]
@@ -292,4 +299,4 @@ def test_impossible_samplers_are_refused() -> None:
         with pytest.raises(ValueError, match="sampler"):
             Sampler(count, 0, rank=rank, world_size=world)
     with pytest.raises(UserError, match="only 5"):
-        Sampler.restore({"seed": 0, "epoch": 0, "consumed": 9}, 5)
+        Sampler.restore({"count": 9, "seed": 0, "epoch": 0, "consumed": 2}, 5)

@@ -658,14 +658,14 @@ def take_steps(player: Player, count: int, of: int) -> list[dict[str, float]]:
 @pytest.mark.parametrize("optimizer", [ADAM, replace(MUON, ema=0.98)], ids=["adam", "muon"])
 def test_the_average_equals_one_by_hand(optimizer: OptimizerConfig) -> None:
     player = Player("p", network(0), optimizer)
-    by_hand = {n: p.detach().clone().double() for n, p in player.parameters.items()}
-    for update in range(1, 31):
+    after: list[dict[str, Tensor]] = []
+    for _ in range(30):
         take_steps(player, 1, of=100)
-        decay = min(optimizer.ema, (1 + update) / (10 + update))
-        for name, parameter in player.parameters.items():
-            by_hand[name] = decay * by_hand[name] + (1 - decay) * parameter.detach().double()
-    for name, value in by_hand.items():
-        torch.testing.assert_close(player.average[name].double(), value, atol=1e-6, rtol=1e-5)
+        after.append({n: p.detach().clone().double() for n, p in player.parameters.items()})
+    weights = [optimizer.ema**age for age in reversed(range(len(after)))]
+    for name, average in player.average.items():
+        by_hand = sum((w * made[name] for w, made in zip(weights, after, strict=True)), torch.zeros(())) / sum(weights)
+        torch.testing.assert_close(average.double(), by_hand, atol=1e-6, rtol=1e-5)
     own = {n: p.detach().clone() for n, p in player.parameters.items()}
     with player.averaged():
         assert_identical(dict(player.module.named_parameters()), player.average)

@@ -236,6 +236,16 @@ def test_stage_ii_exports_the_last_student_whose_motion_held(patience: int, tmp_
     assert exported_at(resumed, tmp_path / "b") == 2
 
 
+def test_stage_ii_whose_motion_never_held_exports_the_student_it_began_with(tmp_path: Path) -> None:
+    stage = dmd_stage()
+    with torch.no_grad():
+        next(iter(stage.generator_model.parameters())).fill_(5)
+    stage.__post_init__()
+    stage.guard = MotionGuard(GuardConfig(min_rho=0.8))
+    assert "rho of held-out rollouts" in str(fade(stage, 0.7)[0])
+    assert exported_at(stage, tmp_path) == 5
+
+
 def test_stage_ii_without_an_evaluation_exports_its_average(tmp_path: Path) -> None:
     stage = dmd_stage(generator_optimizer=OptimizerConfig(lr=1e-3, ema=0.9))
     name = next(iter(stage.players["generator"].average))

@@ -11,6 +11,7 @@ a continued store has the same bytes as an unbroken one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from bisect import bisect_right
@@ -254,6 +255,19 @@ class StoreWriter:
                 found[position] = str(next(kept).get("source", ""))
         return found
 
+    def require_sources(self, sources: Sequence[str], unit: str) -> None:
+        """A store is continued only with the list it was begun with; the list may have grown at its end.
+
+        Raises UserError for another one; ``unit`` is what the message calls an item.
+        """
+        for position, source in sorted(self.sources().items()):
+            now = sources[position] if position < len(sources) else "nothing"
+            if source != now:
+                raise UserError(
+                    f"store {self.folder} was begun with {source} as {unit} {position}, now it is {now}; "
+                    "give the same clips to continue it, or delete it, or give another -o"
+                )
+
     def add(self, tensors: Mapping[str, Tensor], row: Mapping[str, Any]) -> None:
         """Append one source item: its tensors (no batch axis) and its JSON row.
 
@@ -394,6 +408,11 @@ class LatentStore:
         path = self.folder / SKIPPED
         return [Skip(**line) for line in _read_lines(path)] if path.exists() else []
 
+    def fingerprint(self, count: int) -> str:
+        """A hash of the rows (captions and sources) of the first ``count`` clips, or of as many as there are."""
+        rows = [self.row(i) for i in range(min(count, len(self)))]
+        return hashlib.sha256(_json_lines(rows)).hexdigest()
+
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of a store of {len(self)}")
@@ -434,8 +453,9 @@ def require(store: LatentStore, **expected: Any) -> None:
 
 
 class SamplerState(TypedDict):
-    """All there is to remember: the clips handed out over all ranks in this epoch."""
+    """All there is to remember: the clips handed out over all ranks in this epoch, of ``count``."""
 
+    count: int
     seed: int
     epoch: int
     consumed: int
@@ -455,23 +475,24 @@ class Sampler:
         self._set_epoch(0, 0)
 
     @classmethod
-    def restore(cls, state: SamplerState, count: int, *, rank: int = 0, world_size: int = 1) -> Sampler:
-        """Continue where ``state`` was taken, on any number of ranks.
+    def restore(cls, state: SamplerState, available: int, *, rank: int = 0, world_size: int = 1) -> Sampler:
+        """Continue where ``state`` was taken, on any number of ranks, over the clips that the run was begun with.
 
-        Raises UserError when the data has become smaller than what was consumed.
+        Clips that came after those are left out: with them every epoch would have another order. Raises UserError
+        when the data has become fewer.
         """
-        if not 0 <= state["consumed"] <= count:
+        if available < state["count"]:
             raise UserError(
-                f"the run to continue had used {state['consumed']} clips of its epoch, the data has only {count}; "
+                f"the run to continue was begun with {state['count']} clips, the data has only {available}; "
                 "continue with the data it was begun with"
             )
-        sampler = cls(count, state["seed"], rank=rank, world_size=world_size)
+        sampler = cls(state["count"], state["seed"], rank=rank, world_size=world_size)
         sampler._set_epoch(state["epoch"], state["consumed"])
         return sampler
 
     def state(self) -> SamplerState:
         """What ``restore`` needs."""
-        return {"seed": self.seed, "epoch": self.epoch, "consumed": self.consumed}
+        return {"count": self.count, "seed": self.seed, "epoch": self.epoch, "consumed": self.consumed}
 
     def next(self, batch_size: int) -> list[int]:
         """This rank's next ``batch_size`` indices; the stream moves on for all ranks."""

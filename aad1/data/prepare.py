@@ -118,7 +118,7 @@ def prepare_clips(
     settings or other clips, and when no clip at all could be used.
     """
     with StoreWriter(out, manifest, shard_size) as writer:
-        _same_clips(writer, clips)
+        writer.require_sources([clip.source for clip in clips], "clip")
         bar = progress or Progress("Encoding clips", len(clips), done=writer.completed, unit="clip")
         with bar:
             for positions, read in _batches(clips, writer, batch_size, readers):
@@ -130,17 +130,6 @@ def prepare_clips(
     if not summary.count:
         raise UserError(f"none of the {len(clips)} clips could be used; the first: {summary.skipped[0].reason}")
     return summary
-
-
-def _same_clips(writer: StoreWriter, clips: Sequence[SourceClip]) -> None:
-    """A store is continued only with the list it was begun with; the list may have grown at its end."""
-    for position, source in sorted(writer.sources().items()):
-        now = clips[position].source if position < len(clips) else "nothing"
-        if source != now:
-            raise UserError(
-                f"store {writer.folder} was begun with {source} as clip {position}, now it is {now}; "
-                "give the same clips to continue it, or delete it, or give another -o"
-            )
 
 
 def _batches(

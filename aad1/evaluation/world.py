@@ -96,18 +96,6 @@ def evaluate(
     )
 
 
-def evaluate_model(
-    name: str,
-    generate: Callable[[Clip], Frames],
-    clips: Iterable[Clip],
-    chunk_frames: int = CHUNK_FRAMES,
-    with_flow: bool = True,
-) -> Row:
-    """Evaluate a function that, given a clip, generates frames from its first image and caption."""
-    samples = (Sample(generate(clip), clip.truth) for clip in clips)
-    return evaluate(name, samples, chunk_frames, with_flow)
-
-
 def check_detector(truth: Truth) -> float:
     """Mean error in px of the detector on the drawn truth; raises UserError above .15 px or for a lost object."""
     found = detect(render(truth.scene, truth.positions), [s.hue for s in truth.scene.shapes])
@@ -145,14 +133,6 @@ CONTROLS: dict[str, Callable[[Clip], Frames]] = {
     "frozen": frozen_frames,
     "constant_velocity": constant_velocity_frames,
 }
-
-
-def evaluate_controls(clips: Sequence[Clip], chunk_frames: int = CHUNK_FRAMES, with_flow: bool = True) -> list[Row]:
-    """The rows that need no model."""
-    return [
-        evaluate_model(name, make, clips, chunk_frames=chunk_frames, with_flow=with_flow)
-        for name, make in CONTROLS.items()
-    ]
 
 
 # --- pooling ---------------------------------------------------------------------------------
@@ -222,10 +202,6 @@ def _cell(measure: Measure, value: list[float] | None, interval: bool) -> str:
         f"{round(v, measure.digits) + 0.0:.{measure.digits}f}" for v in value
     )  # + 0.0 drops a minus zero
     return f"{mean} [{low}, {high}]" if interval else mean
-
-
-def _legend(measure: Measure) -> str:
-    return f"{measure.column}: {measure.legend} (ideal {measure.ideal})"
 
 
 def _shown(values: Mapping[str, Mapping[str, list[float] | None]], names: Collection[str]) -> list[Measure]:

@@ -28,19 +28,26 @@ SEAM_FLOOR = 0.1 / 255  # added to both sides of a seam ratio, so that rounding 
 class MotionReport:
     """Motion of one clip: energy is the mean absolute change of a pixel per frame in [0, 1].
 
-    flow is the mean Farneback magnitude in pixels per frame (None without OpenCV); retention is the
-    last quarter's motion over the first's, by flow where there is one, else by energy; seam and
-    luma_seam are change at chunk boundaries over change elsewhere (1 ideal); slopes are per 100 frames.
+    flow is the mean Farneback magnitude in pixels per frame (None without OpenCV); motion is flow where there
+    is one, else energy, first_quarter and last_quarter its means there; seam and luma_seam are change at
+    chunk boundaries over change elsewhere (1 ideal); slopes are per 100 frames.
     """
 
     energy: float
     flow: float | None
-    retention: float
+    motion: float
+    first_quarter: float
+    last_quarter: float
     static: bool
     seam: float
     luma_seam: float
     luma_slope: float
     saturation_slope: float
+
+    @property
+    def retention(self) -> float:
+        """Motion of the last quarter over that of the first; nan where the first has none."""
+        return self.last_quarter / self.first_quarter if self.first_quarter > 0 else float("nan")
 
 
 def measure_motion(
@@ -53,11 +60,15 @@ def measure_motion(
     check_frames(frames)
     energy = motion_energy(frames)
     flow = flow_magnitude(frames) if has_opencv() else None
+    motion = energy if flow is None else flow
+    quarter = max(1, len(motion) // 4)
     brightness = luma(frames)
     return MotionReport(
         energy=float(energy.mean()),
         flow=None if flow is None else float(flow.mean()),
-        retention=retention(energy if flow is None else flow),
+        motion=float(motion.mean()),
+        first_quarter=float(motion[:quarter].mean()),
+        last_quarter=float(motion[-quarter:].mean()),
         static=is_static(energy, reference_energy),
         seam=seam_ratio(energy, chunk_frames),
         luma_seam=seam_ratio(np.abs(np.diff(brightness)), chunk_frames),
@@ -104,13 +115,6 @@ def motion_energy(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean absolute change of a pixel between neighbouring frames, [frames - 1] in [0, 1]."""
     change = np.maximum(frames[1:], frames[:-1]) - np.minimum(frames[1:], frames[:-1])
     return np.asarray(change.mean(axis=(1, 2, 3)) / 255)
-
-
-def retention(motion: NDArray[np.float64]) -> float:
-    """Motion of the last quarter over the first; nan where the first has none."""
-    quarter = max(1, len(motion) // 4)
-    first = motion[:quarter].mean()
-    return float(motion[-quarter:].mean() / first) if first > 0 else float("nan")
 
 
 def is_static(energy: NDArray[np.float64], reference_energy: float | None = None) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from aad1.flow import velocity
+
 
 def flow_matching(predicted_v: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """E || v(x_t, t) - (eps - x0) ||^2 over the noised frames.
@@ -11,5 +13,5 @@ def flow_matching(predicted_v: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Te
     predicted_v, x0, eps: [batch, channels, frames, height, width]; t: [batch, frames]. A frame at t = 0 shows
     nothing of its noise and carries no loss; the mean is over all frames.
     """
-    error = (predicted_v - (eps - x0)).square().mean(dim=(1, 3, 4))
+    error = (predicted_v - velocity(x0, eps)).square().mean(dim=(1, 3, 4))
     return (error * (t > 0)).mean()

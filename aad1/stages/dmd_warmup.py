@@ -60,6 +60,7 @@ class DmdWarmupStage:
     name: str = "dmd_warmup"
     players: Mapping[str, Player] = field(init=False)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    begun: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False)
@@ -67,6 +68,10 @@ class DmdWarmupStage:
             "fake_score": Player("fake_score", self.fake_score_model, self.config.fake_score_optimizer),
             "generator": Player("generator", self.generator_model, self.config.generator_optimizer),
         }
+        self.begun = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for n, p in self.players["generator"].parameters.items()}
 
     def turns(self, step: int) -> Sequence[str]:
         """The fake score several times, then the generator once."""
@@ -106,11 +111,13 @@ class DmdWarmupStage:
         return self.negative_text.to(text).expand_as(text)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
-        """Roll the student out on held-out images; while its motion holds, these weights are the ones to keep."""
+        """Roll the student out on held-out images; while its motion holds, these weights are the ones to keep.
+
+        Should it never hold, those that the stage began with are.
+        """
         measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
         self.guard.observe(step, measured)
-        if self.guard.holds or not self.kept:
-            self.kept = {n: p.detach().clone() for n, p in self.players["generator"].parameters.items()}
+        self.kept = self._weights() if self.guard.holds else self.kept or self.begun
         return measured
 
     def stop_reason(self) -> str | None:
@@ -129,6 +136,6 @@ class DmdWarmupStage:
     def export(self, folder: Path) -> Path:
         """Save the averaged student as it was when its motion last held; without an evaluation, as it is."""
         with self.players["generator"].averaged():
-            self.generator_model.load_state_dict(self.kept, strict=False)
+            self.players["generator"].assign(self.kept)
             save_transformer(self.generator_model, folder / "student")
         return folder / "student"

@@ -24,7 +24,7 @@ from aad1.data.prepare import parse_world_source
 from aad1.data.world import Truth, sample_scene, simulate
 from aad1.flow import Noise
 from aad1.limits import Count
-from aad1.measures.motion import measure_motion
+from aad1.measures.motion import MotionReport, measure_motion
 from aad1.measures.reference import Reference
 from aad1.measures.world import measure_clip, pooled
 from aad1.models.causal_wan import CausalWanTransformer3DModel
@@ -90,11 +90,12 @@ class Showing:
         return {name: values[name] for name in SHOWN if not math.isnan(values[name])}
 
     def _against_real(self, made: NDArray[np.uint8]) -> dict[str, float]:
-        """rho: motion energy over the real clips'; kappa: retention over the real clips'."""
-        ours, real = ([measure_motion(clip) for clip in clips] for clips in (made, self._real))
+        """rho: motion over the real clips'; kappa: what is left of it in the last quarter, over the real clips'."""
+        real = self._real_motion
+        ours = [measure_motion(clip, reference_energy=_mean(real, "energy")) for clip in made]
         return {
-            "rho": _ratio([m.energy for m in ours], [m.energy for m in real]),
-            "kappa": _ratio([m.retention for m in ours], [m.retention for m in real]),
+            "rho": _ratio(_mean(ours, "motion"), _mean(real, "motion")),
+            "kappa": _ratio(_retention(ours), _retention(real)),
             "static": float(np.mean([m.static for m in ours])),
         }
 
@@ -114,6 +115,10 @@ class Showing:
     @cached_property
     def _real(self) -> NDArray[np.uint8]:
         return self._decode(self._latents)
+
+    @cached_property
+    def _real_motion(self) -> list[MotionReport]:
+        return [measure_motion(clip) for clip in self._real]
 
     @property
     def _count(self) -> int:
@@ -149,6 +154,15 @@ def write_rows(path: Path, rows: Sequence[NDArray[np.uint8]], fps: float) -> Non
         video.write(picture)
 
 
-def _ratio(ours: Sequence[float], real: Sequence[float]) -> float:
-    total = float(np.nansum(real))
-    return float(np.nansum(ours)) / total if total > 0 else 0.0
+def _ratio(part: float, whole: float) -> float:
+    """Of what does not move at all, nothing is a share."""
+    return part / whole if whole > 0 else 0.0
+
+
+def _retention(reports: Sequence[MotionReport]) -> float:
+    """Motion of the last quarters over that of the first, of all clips together: one still start decides nothing."""
+    return _ratio(_mean(reports, "last_quarter"), _mean(reports, "first_quarter"))
+
+
+def _mean(reports: Sequence[MotionReport], name: str) -> float:
+    return float(np.mean([getattr(report, name) for report in reports]))

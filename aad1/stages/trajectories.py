@@ -69,6 +69,12 @@ def manifest_for(
     return Manifest("trajectories", held.encoder, held.fps, held.size, held.frames, extra=extra)
 
 
+def origins_of(clips: LatentStore, count: int) -> list[dict[str, str]]:
+    """The caption and the source of the clip behind each trajectory; clips are used again when they are too few."""
+    rows = (clips.row(index % len(clips)) for index in range(count))
+    return [{"caption": row["caption"], "source": row["source"]} for row in rows]
+
+
 def make_trajectories(
     teacher: CausalWanTransformer3DModel,
     text: TextEncoder,
@@ -82,8 +88,9 @@ def make_trajectories(
 ) -> None:
     """Denoise the captions of ``clips`` from fresh noise and store the points; continues an unfinished store."""
     keep = stored_indices(config)
-    captions = [clips.row(index % len(clips))["caption"] for index in range(config.count)]
     with StoreWriter(out, manifest_for(config, clips, teacher_hash, seed, negative_prompt)) as writer:
+        origins = origins_of(clips, max(config.count, writer.completed))
+        writer.require_sources([origin["source"] for origin in origins], "trajectory")
         bar = Progress("trajectories", config.count, done=writer.completed, unit="clip")
         with bar:
             # Whole batches, also where a part of one is done: a result's last bits may depend on its neighbours.
@@ -92,12 +99,12 @@ def make_trajectories(
                 indices = range(start, min(start + config.batch, config.count))
                 noise = _noise(clips, indices, seed, teacher.device)
                 image = _images(clips, indices, teacher.device) if config.clean_image else None
-                texts = [captions[index] for index in indices]
+                texts = [origins[index]["caption"] for index in indices]
                 points = _points(teacher, text, noise, image, texts, negative_prompt, config, keep)
                 before = writer.completed
                 for index, point in zip(indices, points, strict=True):
                     if index >= before:
-                        writer.add({"points": point.half()}, {"caption": captions[index], "source": f"teacher:{index}"})
+                        writer.add({"points": point.half()}, origins[index])
                 bar.advance(writer.completed - before)
 
 

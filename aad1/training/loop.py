@@ -183,15 +183,16 @@ class Run:
         self._saved = self.step
 
     def _one_step(self, log: MetricsLog, bar: Progress) -> None:
+        found: dict[str, list[float]] = {}
         metrics: dict[str, float] = {}
         for index, name in enumerate(self.stage.turns(self.step)):
-            metrics |= {f"{name}/{key}": value for key, value in self._turn(index, name).items()}
+            _collect(found, {f"{name}/{key}": value for key, value in self._turn(index, name).items()})
+            metrics = _means(found)  # over all turns of a player
             bar.advance(0, **_live(metrics))
         self.step += 1
         last = self.step == self.config.steps
         if _due(self.step, self.config.evaluate_every) or last:
-            found = self._evaluate()
-            metrics |= {f"eval/{key}": value for key, value in found.items()}
+            metrics |= {f"eval/{key}": value for key, value in self._evaluate().items()}
         reason = self.stage.stop_reason()
         self.finished = reason is not None
         ended = last or self.finished
@@ -215,13 +216,12 @@ class Run:
             if not torch.isfinite(loss.value):
                 raise self._diverged(name, drawn[-1:], f"loss is {float(loss.value.detach())}")
             (loss.value / self.config.accumulate).backward()
-            for key, value in {"loss": float(loss.value.detach()), **loss.metrics}.items():
-                found.setdefault(key, []).append(value)  # not every micro-batch has every key
+            _collect(found, {"loss": float(loss.value.detach()), **loss.metrics})
         try:
             norms = player.step(self.step / self.config.steps)
         except FloatingPointError as error:
             raise self._diverged(name, drawn, str(error)) from error
-        return {key: sum(values) / len(values) for key, values in found.items()} | norms
+        return _means(found) | norms
 
     def _evaluate(self) -> dict[str, float]:
         with ExitStack() as stack:
@@ -261,6 +261,16 @@ def _plain(batch: Any) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
         return batch._asdict()
     return dict(vars(batch)) if is_dataclass(batch) else batch
+
+
+def _collect(found: dict[str, list[float]], values: Mapping[str, float]) -> None:
+    """Add to each key's list; not every micro-batch has every key."""
+    for key, value in values.items():
+        found.setdefault(key, []).append(value)
+
+
+def _means(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def _live(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -28,8 +28,9 @@ class OptimizerConfig:
 
     lr: learning rate; lr_overrides: {parameter-name prefix: its own rate}; clip: gradient norm at
     which gradients are scaled down (0 = never); warmup: updates of linear warm-up; schedule: what
-    follows it, down to zero at the stage's last step; ema: decay of the moving average (0 = none);
-    muon_lr: rate of Muon for matrices and convolutions, the rest staying with AdamW (0 = AdamW for all).
+    follows it, down to zero at the stage's last step; ema: decay of the moving average over the weights after
+    each update (0 = none); muon_lr: rate of Muon for matrices and convolutions, the rest staying with AdamW (0 = AdamW
+    for all; not together with lr_overrides).
     """
 
     lr: Weight
@@ -88,22 +89,24 @@ class Player:
     def _update_average(self) -> None:
         if not self.average:
             return
-        # A young average follows closely, so that it is not dominated by the first weights.
-        decay = min(self.config.ema, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+        # Weights n updates old count ema^n, and those of before the first update nothing: a short stage's average is
+        # of what the stage made.
+        share = (1 - self.config.ema) / (1 - self.config.ema**self.updates)
+        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), share)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the module holds the moving average (if it keeps one); afterwards its own weights."""
         own = {n: p.detach().clone() for n, p in self.parameters.items()} if self.average else {}
-        self._assign(self.average)
+        self.assign(self.average)
         try:
             yield
         finally:
-            self._assign(own)
+            self.assign(own)
 
     @torch.no_grad()
-    def _assign(self, values: Mapping[str, Tensor]) -> None:
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Copy these values, by parameter name, into the module."""
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
@@ -118,7 +121,7 @@ class Player:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state that ``state_dict`` gave; the learning rates stay those of the config."""
-        self._assign(state["parameters"])
+        self.assign(state["parameters"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             rates = [group["base_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
@@ -140,6 +143,11 @@ def _refuse_half_precision(name: str, parameters: Mapping[str, Tensor]) -> None:
 
 def _optimizers(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """AdamW, and beside it Muon for the matrices when the config gives it a rate."""
+    if config.muon_lr and config.lr_overrides:
+        raise UserError(
+            f"lr_overrides ({', '.join(config.lr_overrides)}) are rates of AdamW and would not reach the matrices that "
+            "muon_lr gives to Muon; use one of the two"
+        )
     matrices = {n: p for n, p in parameters.items() if config.muon_lr and is_matrix(p)}
     rest = {n: p for n, p in parameters.items() if n not in matrices}
     adamw = torch.optim.AdamW(_parameter_groups(rest, config), betas=config.betas, weight_decay=config.weight_decay)
