@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from aad1.cli import parse
+from aad1.cli import main, parse
 from aad1.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -40,11 +41,18 @@ def test_functions_and_tests_that_are_named_exist(path: Path) -> None:
     assert not sorted(identifiers - words)
 
 
+def blocks(path: Path) -> list[str]:
+    """The blocks of code of a document."""
+    return re.findall(r"^```\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+
+
 def commands(path: Path) -> list[list[str]]:
-    """Every `aad1` command of a document's blocks of code, or of a recipe's header, in words."""
-    text = path.read_text()
-    if path.suffix == ".md":
-        text = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S))
+    """Every `aad1` command of a document's blocks of code, or of a recipe's header."""
+    return commands_in("\n".join(blocks(path)) if path.suffix == ".md" else path.read_text())
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Every `aad1` command of a text, in words."""
     joined = re.sub(r"\\\n|\n#? {20,}(?=--)", " ", text)
     lines = (line.lstrip("# ").removeprefix("Command").strip() for line in joined.splitlines())
     return [shlex.split(line)[1:] for line in lines if line.startswith("aad1 ")]
@@ -68,3 +76,42 @@ def test_links_lead_somewhere() -> None:
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def defined(path: Path) -> set[str]:
+    """Names of a module: functions, classes, constants, and what classes define, as Class.member and as member."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        names = _names(node)
+        found.update(names)
+        for part in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
+            found |= {name for member in _names(part) for name in (member, f"{node.name}.{member}")}
+    return found
+
+
+def _names(node: ast.AST) -> list[str]:
+    """What a statement names: a function, a class, variables, attributes of self."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    flat = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return [part.id if isinstance(part, ast.Name) else getattr(part, "attr", "") for part in flat]
+
+
+def test_what_is_said_to_be_in_a_file_is_in_it() -> None:
+    text = (ROOT / "docs" / "paper.md").read_text()
+    named = re.findall(r"`((?:aad1|tests)/[\w/]+\.py)`: ((?:`[^`]+`(?:, )?)+)", text)
+    assert len(named) > 50
+    missing = []
+    for file, names in named:
+        found = defined(ROOT / file)
+        missing += [f"{file}: {n}" for n in re.findall(r"`([\w.]+)", names) if n not in found]  # without arguments
+    assert not missing
+
+
+def test_the_readmes_first_video_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = next(block for block in blocks(ROOT / "README.md") if "world-image" in block)
+    monkeypatch.chdir(tmp_path)
+    for words in commands_in(block):
+        assert main(words) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".mp4"}

@@ -46,6 +46,14 @@ def test_a_player_gives_matrices_to_muon_and_the_rest_to_adamw() -> None:
     assert not any(is_matrix(p) for g in adamw.param_groups for p in g["params"])
 
 
+def test_a_rate_of_its_own_takes_a_matrix_from_muon() -> None:
+    module = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 16))
+    player = Player("p", module, OptimizerConfig(lr=1e-3, muon_lr=1e-2, lr_overrides={"2": 1e-5}))
+    adamw, muon = player.optimizers
+    assert [id(p) for g in muon.param_groups for p in g["params"]] == [id(module[0].weight)]
+    assert {g["base_lr"]: len(g["params"]) for g in adamw.param_groups} == {1e-3: 1, 1e-5: 2}
+
+
 def test_a_restored_player_goes_on_bit_for_bit() -> None:
     def step(player: Player, seed: int) -> None:
         x = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed))

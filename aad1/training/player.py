@@ -29,8 +29,8 @@ class OptimizerConfig:
     lr: learning rate; lr_overrides: {parameter-name prefix: its own rate}; clip: gradient norm at
     which gradients are scaled down (0 = never); warmup: updates of linear warm-up; schedule: what
     follows it, down to zero at the stage's last step; ema: decay of the moving average over the weights after
-    each update (0 = none); muon_lr: rate of Muon for matrices and convolutions, the rest staying with AdamW (0 = AdamW
-    for all; not together with lr_overrides).
+    each update (0 = none); muon_lr: rate of Muon for matrices and convolutions, the rest and what has
+    an override staying with AdamW (0 = AdamW for all).
     """
 
     lr: Weight
@@ -143,12 +143,8 @@ def _refuse_half_precision(name: str, parameters: Mapping[str, Tensor]) -> None:
 
 def _optimizers(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """AdamW, and beside it Muon for the matrices when the config gives it a rate."""
-    if config.muon_lr and config.lr_overrides:
-        raise UserError(
-            f"lr_overrides ({', '.join(config.lr_overrides)}) are rates of AdamW and would not reach the matrices that "
-            "muon_lr gives to Muon; use one of the two"
-        )
-    matrices = {n: p for n, p in parameters.items() if config.muon_lr and is_matrix(p)}
+    own_rate = tuple(config.lr_overrides)  # is AdamW's
+    matrices = {n: p for n, p in parameters.items() if config.muon_lr and is_matrix(p) and not n.startswith(own_rate)}
     rest = {n: p for n, p in parameters.items() if n not in matrices}
     adamw = torch.optim.AdamW(_parameter_groups(rest, config), betas=config.betas, weight_decay=config.weight_decay)
     if not matrices:
