@@ -25,7 +25,7 @@ from aad1.data.latents import LatentStore, Manifest, require
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
 from aad1.data.world import FPS, SIZE, vocabulary
 from aad1.errors import UserError, nearest
-from aad1.files import write_atomic
+from aad1.files import reason_and_remedy, write_atomic
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
     ASSETS,
@@ -72,10 +72,10 @@ def user_errors() -> Iterator[None]:
     """A full disk, a place that cannot be written, weights that cannot be read: the user's to mend."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise UserError(f"{where}{reason}") from error
+    except OSError as error:
+        raise UserError(f"cannot use {error.filename or 'a file'}: {reason_and_remedy(error)}") from error
+    except SafetensorError as error:
+        raise UserError(f"weights cannot be read or written: {' '.join(str(error).split())}; check the disk") from error
 
 
 @user_errors()
@@ -490,7 +490,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError):
         values = None
     if not isinstance(values, dict):

@@ -254,6 +254,7 @@ Command = (
 
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
+GO_ON = ("demo", "prepare", "train", "distill")  # continue what they were stopped in
 
 
 def recipe_of(command: New | Prepare | Train | Distill | DemoCommand, extra: Sequence[str]) -> Recipe:
@@ -293,13 +294,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.showwarning = _show_warning
     keep_freed_memory()
+    if words == ["--version"]:
+        say(f"aad1 {version('aad1')}")
+        return 0
     try:
         command, extra = parse(words)
         command.run(extra)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        code, line = _verdict(error)
+        code, line = _verdict(error, goes_on=words[0] in GO_ON)
         _complain(line)
         return code
     return 0
@@ -326,17 +330,15 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
 
 def _unboxed(box: str) -> str:
     """The message of one of tyro's boxes: its title, and the lines down to the first rule."""
-    title, *rows = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
-    return f"{title.lower()}: {' '.join(rows[: rows.index('')])}"
+    title, *rows = [line.strip("╭╮╰╯│─-+| ") for line in box.strip().splitlines()]
+    return f"{title.lower()}: {' '.join(rows[: rows.index('')] if '' in rows else rows)}"
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
-    """Exit code and line for what went wrong."""
+def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:
+    """Exit code and line for what went wrong; ``goes_on``: whether the command can be continued."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        kept = (
-            "interrupted; what was finished is kept: the same command goes on, with --resume where it has that option"
-        )
-        return 130, str(error) or kept
+        kept = "what was finished is kept: the same command goes on, with --resume where it has that option"
+        return 130, str(error) or f"interrupted; {kept if goes_on else 'nothing was written'}"
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, BrokenPipeError):

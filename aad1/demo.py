@@ -78,7 +78,7 @@ class Ledger:
         with suppress(
             OSError, ValueError, LookupError, TypeError, AttributeError
         ):  # none yet, or damaged: time is counted anew
-            held = json.loads(self.path.read_text())
+            held = json.loads(self.path.read_text(encoding="utf-8"))
             self.phases = {name: Phase(**phase) for name, phase in held["phases"].items()}
             self.peak_memory = held["peak_memory"]
 
@@ -296,7 +296,7 @@ class Demo:
 def _stored_row(path: Path, key: dict[str, Any]) -> Row | None:
     """The row in the file, if it was measured under the same ``key``."""
     try:
-        held = json.loads(path.read_text())
+        held = json.loads(path.read_text(encoding="utf-8"))
         return TypeAdapter(Row).validate_python(held["row"]) if held["key"] == key else None
     except (OSError, ValueError, KeyError, ValidationError):
         return None

@@ -35,9 +35,14 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        what = "the disk is full; free some space" if full else f"{error.strerror}; make it writable"
-        raise UserError(f"cannot write {path}: {what} and run the same command again") from None
+        raise UserError(f"cannot write {path}: {reason_and_remedy(error)}") from None
+
+
+def reason_and_remedy(error: OSError) -> str:
+    """Why a file or folder could not be written, and what to do."""
+    full = error.errno == errno.ENOSPC
+    what = "the disk is full; free some space" if full else f"{error.strerror or error}; make it writable"
+    return f"{what} and run the same command again"
 
 
 def sync(path: Path) -> None:

@@ -28,8 +28,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).tolist()  # "meta" has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device '{name}' is not available here; use auto, cpu, or a GPU such as cuda:0") from error
     return device
 

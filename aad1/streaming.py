@@ -6,7 +6,6 @@ so memory is constant and a long video begins exactly as a short one does.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from diffusers import AutoencoderKLWan
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aad1.data.media import VideoWriter, fit_image, tensor_to_video, video_to_tensor
+from aad1.data.media import HELD_IN_MEMORY, VideoWriter, fit_image, tensor_to_video, video_to_tensor
 from aad1.errors import UserError
 from aad1.flow import are_pass_levels
 from aad1.models.causal_wan import CausalWanTransformer3DModel
@@ -34,6 +33,8 @@ from aad1.training.randomness import generator_for
 from aad1.workspace import model_path
 
 STUDENT = "student"
+MOST_FRAMES = 10**9  # two years at 16 fps
+MOST_HELD = 4 * 2**30  # bytes of an animation's frames
 LARGEST_SIDE = 16383  # px; what every format can hold (WebP's limit)
 SMALL_SIDE = 384  # px; players blur what they enlarge, so smaller pictures are enlarged pixel by pixel
 
@@ -255,8 +256,8 @@ class Recording:
 
 def frame_count(seconds: float, fps: float) -> int:
     """How many frames last ``seconds`` at ``fps``, at least one; UserError for lengths that are none."""
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise UserError(f"a video of {seconds} seconds; give a number above 0")
+    if not 0 < seconds * fps <= MOST_FRAMES:
+        raise UserError(f"a video of {seconds:g} seconds; give a number above 0 and up to {MOST_FRAMES / fps:.0f}")
     return max(1, round(seconds * fps))
 
 
@@ -271,9 +272,15 @@ def record(
     """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
 
     Raises:
-        UserError: when the enlarged picture is too large or the output cannot be written; nothing is left of
-            it then.
+        UserError: when the enlarged picture is too large, an animation too long to be held in memory, or the output
+            cannot be written; nothing is left of it then.
     """
+    held = total * 3 * session.size[0] * session.size[1] * scale**2
+    if path.suffix.lower() in HELD_IN_MEMORY and held > MOST_HELD:
+        raise UserError(
+            f"{total} frames of {path} are {held / 2**30:.1f} GiB, held in memory until the last has come; "
+            f"give fewer seconds (up to {MOST_HELD * total // held / fps:g}), a smaller scale, or write .mp4"
+        )
     if max(session.size) * scale > LARGEST_SIDE:
         raise UserError(
             f"scale {scale} makes {session.size[0]}x{session.size[1]} (height x width) larger than {LARGEST_SIDE} px "

@@ -175,15 +175,16 @@ def test_student_rows_do_not_depend_on_the_batch_and_are_what_sessions_stream(st
     clips = list(protocol_clips(21, 3))
     parts = student.generator, student.vae, student.text
     together, alone = (list(student_samples(*parts, clips, batch=size)) for size in (3, 1))
-    for (a, truth), (b, _), clip in zip(together, alone, clips, strict=True):
-        assert close(a, b)
-        assert truth is clip.truth
+    for a, b, clip in zip(together, alone, clips, strict=True):
+        assert close(a.frames, b.frames)
+        assert a.truth is clip.truth
+        assert a.image_given
     session = student.session(clips[2].frames[0], clips[2].caption, seed=2)
     assert close(together[2][0], np.concatenate(list(session.frames(21))))
 
 
 def test_long_clips_by_the_same_function(student: Student) -> None:
-    [(frames, truth)] = student_samples(student.generator, student.vae, student.text, protocol_clips(97, 1))
+    [(frames, truth, _)] = student_samples(student.generator, student.vae, student.text, protocol_clips(97, 1))
     assert len(frames) == 97 == truth.positions.shape[1]
 
 
@@ -191,11 +192,12 @@ def test_teacher_and_truth_through_the_vae(folder: Path, student: Student) -> No
     clips, parts = list(protocol_clips(17, 3)), (student.generator, student.vae, student.text)
     sampling = TeacherSampling(steps=3, shift=5.0, guidance=3.0, churn=0.5)
     together, alone = (list(teacher_samples(*parts, clips, sampling, batch=size)) for size in (2, 1))
-    assert all(close(a, b) for (a, _), (b, _) in zip(together, alone, strict=True))
+    assert all(close(a.frames, b.frames) for a, b in zip(together, alone, strict=True))
+    assert not any(sample.image_given for sample in together)
     through = list(vae_samples(student.vae, clips))
     assert not close(together[0][0][:1], through[0][0][:1])  # it drew its own first frame
     given = list(teacher_samples(*parts, clips, replace(sampling, clean_image=True)))
-    assert all(close(a[:1], b[:1]) for (a, _), (b, _) in zip(given, through, strict=True))
+    assert all(close(a.frames[:1], b.frames[:1]) and a.image_given for a, b in zip(given, through, strict=True))
     assert evaluate("truth_vae", through, with_flow=False).clips["all"] == 3
 
 

@@ -35,6 +35,7 @@ LIMITED_RANGE = 1
 MAX_FPS = 240
 EXIF_DESCRIPTION = 0x010E
 WRITABLE = (".mp4", ".gif", ".webp")
+HELD_IN_MEMORY = (".gif", ".webp")  # until the last frame has come
 # The default conversion to and from YUV darkens pictures by a level; these flags keep the mean within 0.2.
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 PALETTE_SAMPLE, PALETTE_SIDE = 16, 256  # frames, and pixels along a side, looked at for a GIF's one palette
@@ -72,7 +73,9 @@ def open_image(source: str | Path | BinaryIO) -> NDArray[np.uint8]:
         raise UserError(f"{name} does not exist; give the path of a picture (PNG, JPEG, WebP, ...)") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}); give a smaller copy") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except MemoryError:
+        raise UserError(f"{name} does not fit into memory; give a smaller copy") from None
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise UserError(f"{name} cannot be read ({error}); save it as PNG or JPEG and try again") from None
 
 
@@ -173,20 +176,23 @@ class VideoWriter:
         self._check_target()
 
     def _check_target(self) -> None:
-        """Refuse a target that is something else already, or that no folder can be made for."""
+        """Refuse a target that is something else already, or that no file or folder can be made for."""
+        try:
+            self._check_place()
+        except OSError as error:  # one may not even look, or the name is too long
+            raise self._user_error(error) from None
+
+    def _check_place(self) -> None:
+        self.temporary.exists()  # has the longest name
         nearest = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not nearest.is_dir():
             raise UserError(f"cannot write {self.path}: {nearest} is a file; choose another place")
+        if not os.access(nearest, os.W_OK):
+            raise UserError(f"cannot write {self.path}: {nearest} may not be written to; choose another place")
         if self.path.suffix and self.path.is_dir():
             raise UserError(f"cannot write {self.path}: it is a folder; give a file name")
-        if not self.path.suffix and self.path.exists() and not self._is_empty_folder():
+        if not self.path.suffix and self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise UserError(f"cannot write frames to {self.path}: it exists and is not an empty folder; give a new one")
-
-    def _is_empty_folder(self) -> bool:
-        try:
-            return self.path.is_dir() and not any(self.path.iterdir())
-        except OSError as error:
-            raise self._user_error(error) from None
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -286,6 +292,7 @@ class _Mp4(_Sink):
         self.stream: Any = None
 
     def open(self, path: Path) -> None:
+        path.touch()  # PyAV opens it at the first packet only, after much of the work
         # The index goes in front (faststart), so that a browser can start before the end has arrived.
         self.container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
         if self.note:

@@ -8,6 +8,7 @@ write had set aside is put back when the Wan folder is next opened or written to
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
 import json
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
@@ -51,6 +53,7 @@ PARTS = {
 WEIGHTS = (".safetensors", ".bin")
 HASHED = (*WEIGHTS, ".json", ".model")
 HASH_BLOCK = 2**24
+PARTIAL = ".partial-"  # marks a folder that is being written
 STALE = ".stale-"  # marks the old folder while a new one takes its place
 PROVENANCE = ("_", "transformers_version")  # config keys that say who wrote a file, not what is in it
 
@@ -71,8 +74,7 @@ class WanFolder:
 
     def vae(self) -> AutoencoderKLWan:
         """Load the VAE, frozen and in evaluation mode."""
-        with reading(self.path / "vae"):
-            vae = AutoencoderKLWan.from_pretrained(self.path, subfolder="vae", torch_dtype=self.dtype)
+        vae = _whole_model(AutoencoderKLWan, self.path / "vae", torch_dtype=self.dtype)
         return vae.to(self.device).eval().requires_grad_(False)
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
@@ -105,8 +107,7 @@ class WanFolder:
         refuse_misfit(
             path, *(_read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
         )
-        with reading(path):
-            return cls.from_pretrained(path, torch_dtype=self.dtype, **config).to(self.device)
+        return _whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -212,8 +213,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_text_encoder(path: Path, dtype: torch.dtype, device: str) -> UMT5EncoderModel:
+    return _whole_model(UMT5EncoderModel, path, dtype=dtype, local_files_only=True).to(device)
+
+
+def _whole_model(cls: Any, path: Path, **options: Any) -> Any:
+    """Load a part; weights that its config asks for and the files lack, or the reverse, are refused."""
     with _quietly(), reading(path):
-        return UMT5EncoderModel.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
+        model, found = cls.from_pretrained(path, output_loading_info=True, **options)
+        for what in ("missing", "unexpected"):
+            if names := sorted(found[f"{what}_keys"]):
+                raise ValueError(f"its config.json does not fit its weights: {len(names)} {what}, such as {names[0]}")
+    return model
 
 
 @contextmanager
@@ -230,12 +240,15 @@ def reading(part: Path) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Load without transformers' progress bars, and leave its setting as it was."""
+    """Load without the libraries' progress bars and warnings, and leave their settings as they were."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
+    spoken = diffusers.utils.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()  # what it warns of when loading is refused
     try:
         yield
     finally:
+        diffusers.utils.logging.set_verbosity(spoken)
         if shown:
             transformers.utils.logging.enable_progress_bar()
 
@@ -309,8 +322,10 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _settle(folder.parent)
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}{PARTIAL}*"):  # by a write that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     tag = uuid.uuid4().hex[:8]
-    fresh, stale = folder.with_name(f".{folder.name}.partial-{tag}"), folder.with_name(f".{folder.name}{STALE}{tag}")
+    fresh, stale = (folder.with_name(f".{folder.name}{kind}{tag}") for kind in (PARTIAL, STALE))
     fresh.mkdir()
     try:
         yield fresh

@@ -77,7 +77,7 @@ def load_last(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def _read(path: Path) -> tuple[int, dict[str, Any]]:
-    meta = json.loads((path / "meta.json").read_text())
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     if meta["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {meta['format']}; this version reads {FORMAT}")
     if _digest(path / "state.pt") != meta["sha256"]:

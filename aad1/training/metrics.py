@@ -32,7 +32,8 @@ class MetricsLog:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        rows = [line for line in self.path.read_text().splitlines() if _step_of(line, default=step + 1) <= step]
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        rows = [line for line in lines if _step_of(line, default=step + 1) <= step]
         beside = self.path.with_suffix(".writing")
         beside.write_text("".join(f"{line}\n" for line in rows))
         os.replace(beside, self.path)
@@ -71,7 +72,7 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Every row of a ``metrics.jsonl``."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _step_of(line: str, default: int) -> int:
