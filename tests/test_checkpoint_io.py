@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from aad1.errors import UserError
 from aad1.models import checkpoint_io
+from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
     bundled,
     folder_hash,
@@ -227,6 +228,24 @@ def test_a_part_that_a_killed_write_set_aside_is_put_back(copy: Path) -> None:
     assert open_folder(copy).path == copy
     assert folder_hash(copy / "vae") == before
     assert not list(copy.glob(".*.stale-*"))
+
+
+def test_the_next_write_removes_what_a_killed_one_had_begun(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial-1234").mkdir()
+    (tmp_path / ".b.partial-1234").mkdir()
+    with whole_folder(tmp_path / "a") as fresh:
+        (fresh / "new").touch()
+    assert {p.name for p in tmp_path.iterdir()} == {"a", ".b.partial-1234"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [(1, "unexpected, such as blocks.1."), (3, "missing, such as blocks.2.")]
+)
+def test_a_config_that_does_not_fit_its_weights_is_refused(copy: Path, layers: int, message: str) -> None:
+    config = copy / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": layers}))
+    with pytest.raises(UserError, match=message):
+        open_folder(copy).transformer(CausalWanTransformer3DModel)
 
 
 def test_the_next_write_keeps_what_a_killed_one_set_aside(tmp_path: Path) -> None:

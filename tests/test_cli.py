@@ -268,7 +268,10 @@ def test_ctrl_c_before_anything_is_said_plainly(
     monkeypatch.setattr(Assembly, "stage", interrupted)
     assert main(["train", "ode_init", *work()]) == 130
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("aad1:")
+    assert line.startswith("aad1: interrupted; what was finished is kept")
+    monkeypatch.setattr("aad1.cli.make_clip", interrupted)
+    assert main(["world-image", "0"]) == 130
+    assert capfd.readouterr().err == "aad1: interrupted; nothing was written\n"
 
 
 # --- mistakes: recipe and arguments ----------------------------------------------------------
@@ -403,6 +406,7 @@ def test_what_comes_before_is_missing(
     line = mistake([*command, *prepared.options(tmp_path / "run")])
     assert lacking in line
     assert "aad1 prepare" in line or "run `aad1 train" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_store_of_another_vae(mistake: Mistakes, prepared: Prepared, tmp_path: Path) -> None:
@@ -450,6 +454,31 @@ def test_trajectories_of_another_teacher(mistake: Mistakes, prepared: Prepared, 
 def test_a_grid_without_the_levels(mistake: Mistakes, work: Callable[..., list[str]]) -> None:
     line = mistake(["prepare", "trajectories", *work("--trajectories.steps=50")])
     assert "50 Euler steps at shift 5.0 do not pass t = 0.9375" in line
+
+
+def rename_clips(root: Path) -> None:
+    """The clips of a store, as if they were others."""
+    for rows in (root / "clips").glob("*.jsonl"):
+        rows.write_text(rows.read_text().replace(":train:", ":val:"))
+
+
+def test_trajectories_of_other_clips(mistake: Mistakes, work: Callable[..., list[str]], tmp_path: Path) -> None:
+    rename_clips(tmp_path / "work")
+    assert "was made from other clips" in mistake(["train", "ode_init", *work()])
+    assert "was begun with world:train:0:determined as trajectory 0" in mistake(["prepare", "trajectories", *work()])
+
+
+@pytest.mark.parametrize("stage", ["teacher", "ode_init"])
+def test_a_run_goes_on_with_the_clips_it_was_begun_with(
+    mistake: Mistakes, work: Callable[..., list[str]], tmp_path: Path, stage: str
+) -> None:
+    assert main(["train", stage, *work()]) == 0
+    rename_clips(tmp_path / "work")
+    if stage == "ode_init":
+        for rows in (tmp_path / "work" / "trajectories").glob("*.jsonl"):
+            rows.write_text(rows.read_text().replace(":train:", ":val:"))
+    line = mistake(["train", stage, *work("--resume")])
+    assert f"{stage} was begun with other clips; put those back" in line
 
 
 def test_a_damaged_store(mistake: Mistakes, work: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -101,6 +101,19 @@ def test_unreadable_pictures_are_the_users_to_mend(tmp_path: Path) -> None:
             open_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("missing item"), KeyError(7), MemoryError()])
+def test_whatever_a_decoder_raises_is_the_pictures_fault(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(UserError, match=r"cannot be read|does not fit into memory"):
+        open_image(tmp_path / "a.png")
+
+
 def test_an_open_file_works_as_well(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png")
     with (tmp_path / "a.png").open("rb") as file:
@@ -211,12 +224,41 @@ def test_scale_repeats_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown[1::3, 1::3], frames[0])
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.mp5", "file.txt/a.mp4", "file.txt/new/a.mp4", "folder.gif", "/dev/null"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.avi",
+        "a.mp5",
+        "file.txt/a.mp4",
+        "file.txt/new/a.mp4",
+        "folder.gif",
+        "/dev/null",
+        "x" * 300 + ".mp4",
+        "y" * 249 + ".mp4",
+    ],
+)
 def test_impossible_outputs_are_refused_up_front(name: str, tmp_path: Path) -> None:
     (tmp_path / "file.txt").touch()
     (tmp_path / "folder.gif").mkdir()
     with pytest.raises(UserError, match="cannot write"):
         VideoWriter(tmp_path / name, fps=16)
+
+
+def test_a_place_that_may_not_be_looked_into_is_refused_up_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with pytest.raises(UserError, match=r"cannot write .*: Permission denied; choose a place you can write to"):
+        VideoWriter(tmp_path / "a.mp4", fps=16)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "frames"])
+def test_an_unwritable_place_shows_before_the_first_frame(name: str) -> None:
+    with pytest.raises(UserError, match="cannot write"), VideoWriter(Path("/proc") / name, fps=16):
+        pytest.fail("it was opened")
 
 
 def test_a_video_needs_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ CHUNK_FRAMES = 16  # pixel frames a chunk: four latent frames of four
 FLOW_SIDE = 256  # longer pictures are reduced to this short side before flow, as VBench's rule is scaled by it
 FARNEBACK = (0.5, 3, 9, 3, 5, 1.1, 0)  # pyramid scale and levels, window, iterations, polynomial size and sigma, flags
 STILL_ENERGY = 0.25 / 255  # mean absolute change of a pixel; one small slow shape on a still background is over it
+STILL_FLOW = 1e-3  # px; what Farneback finds between equal pictures is below it
 STILL_SHARE = 0.1  # of the reference's motion energy: the world's threshold of a static clip
 SEAM_FLOOR = 0.1 / 255  # added to both sides of a seam ratio, so that rounding alone reads 1
 
@@ -182,7 +183,8 @@ def _flow_picture(cv2: Any, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def flow_magnitude(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean flow magnitude of each neighbouring pair, [frames - 1] in pixels of the (reduced) picture."""
-    return np.asarray(np.linalg.norm(flow_fields(frames), axis=-1).mean(axis=(1, 2)), np.float64)
+    found = np.asarray(np.linalg.norm(flow_fields(frames), axis=-1).mean(axis=(1, 2)), np.float64)
+    return np.where(found < STILL_FLOW, 0.0, found)
 
 
 def dynamic_degree(frames: NDArray[np.uint8], fps: float = 16) -> bool:
