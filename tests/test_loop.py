@@ -834,6 +834,36 @@ def test_the_guard_waits_for_its_patience_and_names_what_fell() -> None:
     assert "rho of held-out rollouts is 0.75, below 0.80" in str(guard.stop_reason())
 
 
+@pytest.mark.parametrize(
+    ("measured", "holds"),
+    [
+        ({"rho": 0.8, "kappa": 0.5}, True),
+        ({"rho": 0.7, "kappa": 0.9}, False),
+        ({"rho": 0.9, "kappa": 0.4}, False),
+        ({"rho": 0.9}, False),
+        ({"kappa": 0.9}, False),
+        ({"rho": 0.9, "kappa": math.nan}, False),
+        ({"rho": math.nan, "kappa": 0.9}, False),
+    ],
+    ids=str,
+)
+def test_motion_holds_while_both_measures_are_there_and_above_their_limits(
+    measured: dict[str, float], holds: bool
+) -> None:
+    guard = MotionGuard(GuardConfig(min_rho=0.8, min_kappa=0.5))
+    guard.observe(1, {"rho": 1.0, "kappa": 1.0})
+    assert guard.holds
+    guard.observe(2, measured)
+    assert guard.holds is holds
+
+
+@pytest.mark.parametrize("absent", ["rho", "kappa"])
+def test_a_measure_that_is_absent_has_fallen(absent: str) -> None:
+    guard = MotionGuard(GuardConfig(min_rho=0.8, min_kappa=0.5))
+    guard.observe(1, {name: 1.0 for name in ("rho", "kappa") if name != absent})
+    assert f"{absent} of held-out rollouts is 0.00" in str(guard.stop_reason())
+
+
 def test_a_guard_without_limits_never_stops() -> None:
     guard = MotionGuard(GuardConfig())
     guard.observe(0, {})
