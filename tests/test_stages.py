@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import build_tiny_vae
 from lively import CHANNELS, clip_of, lively, normal, text_of
+from test_loop import Crash, assert_identical, last_state
 from torch import Tensor, nn
 
 from aad1.data.world import vocabulary
@@ -23,17 +24,19 @@ from aad1.models.critic import Critic, Granularity
 from aad1.models.text import build_tiny_text
 from aad1.models.vae import Geometry, geometry
 from aad1.rollout import roll_clip
+from aad1.stages import adversarial, batches, dmd_warmup
 from aad1.stages import vae as vae_stage
-from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig
+from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig, critic_health
 from aad1.stages.batches import ClipBatch, TrajectoryBatch, noise_like
 from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
 from aad1.stages.teacher import Lesson, TeacherConfig, TeacherStage
 from aad1.stages.text import TextConfig, TextStage
 from aad1.stages.vae import VaeConfig, VaeStage, anchors
+from aad1.training import metrics
 from aad1.training.loop import Run, Turn
 from aad1.training.motion_guard import GuardConfig, MotionGuard
-from aad1.training.player import OptimizerConfig
+from aad1.training.player import OptimizerConfig, Player
 
 CHUNK, FRAMES, BATCH = 2, 5, 2
 ADAM = OptimizerConfig(lr=1e-3)
@@ -41,6 +44,12 @@ LEVELS = (*shifted_levels((1.0, 0.75, 0.5, 0.25), 5.0), 0.0)
 TAU = (0.4, 0.7)
 VISIBILITIES: tuple[Visibility, ...] = ("full", "block_causal")
 GRANULARITIES: tuple[Granularity, ...] = ("clip", "frame")
+
+
+@pytest.fixture(autouse=True)
+def _no_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard takes seconds to import."""
+    monkeypatch.setattr(metrics, "_tensorboard", lambda folder, step: None)
 
 
 class InMemory:
@@ -246,11 +255,107 @@ def test_stage_ii_whose_motion_never_held_exports_the_student_it_began_with(tmp_
     assert exported_at(stage, tmp_path) == 5
 
 
-def test_stage_ii_without_an_evaluation_exports_its_average(tmp_path: Path) -> None:
-    stage = dmd_stage(generator_optimizer=OptimizerConfig(lr=1e-3, ema=0.9))
-    name = next(iter(stage.players["generator"].average))
-    stage.players["generator"].average[name].fill_(7)
-    assert exported_at(stage, tmp_path) == 7
+AVERAGED = OptimizerConfig(lr=1e-3, ema=0.9)
+EXPORTS: dict[str, Callable[[], Any]] = {
+    "teacher": lambda: teacher_stage(optimizer=AVERAGED),
+    "stage I": lambda: ode_stage(optimizer=AVERAGED),
+    "stage II, never evaluated": lambda: dmd_stage(generator_optimizer=AVERAGED),
+    "stage III": lambda: adversarial_stage(generator_optimizer=AVERAGED),
+}
+
+
+@pytest.mark.parametrize("build", EXPORTS.values(), ids=EXPORTS.keys())
+def test_a_stage_exports_its_average(build: Callable[[], Any], tmp_path: Path) -> None:
+    stage = build()
+    (player,) = [player for name, player in stage.players.items() if name in ("teacher", "generator")]
+    name, own = next((n, p.detach().clone()) for n, p in player.parameters.items())
+    player.average[name].fill_(7)
+    assert (CausalWanTransformer3DModel.from_pretrained(stage.export(tmp_path)).get_parameter(name) == 7).all()
+    assert torch.equal(player.parameters[name], own)
+
+
+# --- as the loop runs them -------------------------------------------------------------------
+
+
+def noise_of_content(latents: Tensor, _: torch.Generator) -> Tensor:
+    """In place of noise: the same for a sample whatever its batch."""
+    return 1.4 * (40 * latents.detach()).cos()
+
+
+def level_of_content(shape: Sequence[int], like: Tensor, _: torch.Generator) -> Tensor:
+    """In place of a uniform number: the same for a sample whatever its batch."""
+    return like.detach().mean(dim=(1, 2, 3, 4)).sigmoid().reshape(tuple(shape))
+
+
+def gradients(build: Callable[..., Any], folder: Path, **config: Any) -> dict[str, Tensor]:
+    """What one step of the loop gives each player to descend; nothing moves."""
+    found: dict[str, Tensor] = {}
+
+    def note(player: Player, progress: float) -> dict[str, float]:
+        parts = [p.grad.flatten() for p in player.parameters.values() if p.grad is not None]
+        found[player.name] = torch.cat(parts)
+        player.module.zero_grad(set_to_none=True)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Player, "step", note)
+        stage = build(steps=1, **config)
+        Run(stage, stage.config, folder, seed=0).train()
+    return found
+
+
+@pytest.mark.parametrize("build", [dmd_stage, adversarial_stage])
+def test_micro_batches_of_a_stage_equal_one_batch(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (batches, dmd_warmup, adversarial):
+        monkeypatch.setattr(module, "noise_like", noise_of_content)
+        monkeypatch.setattr(module, "uniform", level_of_content)
+    whole = gradients(build, tmp_path / "1", batch=4, accumulate=1)
+    parts = gradients(build, tmp_path / "4", batch=1, accumulate=4)
+    assert whole.keys() == parts.keys() == {*build().players}
+    for name, gradient in whole.items():
+        scale = float(gradient.abs().max())
+        assert scale > 0
+        torch.testing.assert_close(parts[name], gradient, atol=1e-4 * scale, rtol=1e-3)
+
+
+def crash_at(stage: Any, where: Turn) -> Any:
+    """The stage, failing when this turn comes."""
+    loss = stage.loss
+
+    def failing(turn: Turn, batch: Any, noise: torch.Generator) -> Any:
+        if turn == where:
+            raise Crash
+        return loss(turn, batch, noise)
+
+    stage.loss = failing
+    return stage
+
+
+LONG = {"steps": 4, "batch": 1, "accumulate": 2, "save_every": 1, "evaluate_every": 2, "log_every": 1}
+RUNS: dict[str, tuple[Callable[[], Any], str]] = {
+    "teacher": (
+        lambda: teacher_stage(**LONG, optimizer=AVERAGED, curriculum=(Lesson(steps=3, frames=3),)),
+        "teacher",
+    ),
+    "stage II": (lambda: dmd_stage(**LONG, generator_optimizer=AVERAGED, fake_score_updates=2), "generator"),
+    "stage III": (lambda: adversarial_stage(**LONG, generator_optimizer=AVERAGED, head_start=1), "generator"),
+}
+
+
+@pytest.mark.parametrize(("build", "player"), RUNS.values(), ids=RUNS.keys())
+def test_a_run_broken_inside_a_step_resumes_bit_for_bit(build: Callable[[], Any], player: str, tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    stage = build()
+    Run(stage, stage.config, unbroken, seed=0).train()
+    with pytest.raises(Crash):
+        Run(crash_at(build(), Turn(player, 2)), stage.config, broken, seed=0).train()
+    Run(build(), stage.config, broken, seed=0, resume=True).train()
+    assert_identical(last_state(broken), last_state(unbroken))
+    assert (broken / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    made, expected = (next((folder / "final").rglob("*.safetensors")) for folder in (broken, unbroken))
+    assert made.read_bytes() == expected.read_bytes()
 
 
 # --- what the networks were given ------------------------------------------------------------
@@ -399,6 +504,35 @@ def test_the_first_channels_are_drawn_to_their_anchors() -> None:
     shape = geometry(vae)
     distance = (vae.encode(batch).latent_dist.mode()[:, :12] - anchors(batch, shape)).square().mean()
     torch.testing.assert_close(more.value - less.value, 2 * distance)
+
+
+def test_the_teachers_levels_are_shifted_as_the_lesson_says_and_then_the_section() -> None:
+    lesson = Lesson(steps=1, shift=8.0)
+    drawn = []
+    for stage, step in (
+        (teacher_stage(shift=1.0), 0),
+        *[(teacher_stage(shift=3.0, curriculum=(lesson,)), i) for i in (0, 1)],
+    ):
+        calls = record(stage.teacher)
+        stage.loss(Turn("teacher", step), batch_of(stage), stream())
+        drawn.append(calls[0].t)
+    u, first, later = drawn
+    torch.testing.assert_close(first, 8 * u / (1 + 7 * u))
+    torch.testing.assert_close(later, 3 * u / (1 + 2 * u))
+
+
+def test_the_teachers_loss_is_logged_by_noise_level_without_the_image() -> None:
+    stage, expected = teacher_stage(text_dropout=0.0), {}
+    batch, calls = stage.dataset.read(range(4)), record(stage.teacher)
+    loss = stage.loss(Turn("teacher", 0), batch, stream(7))
+    (call,) = calls
+    errors = (call.output - (noise_in(call.latents, batch.latents, call.t) - batch.latents))[:, :, 1:].square()
+    bands = (3 * call.t[:, 0]).long()
+    for band, name in enumerate(("low", "middle", "high")):
+        if (bands == band).any():
+            expected[f"loss_t_{name}"] = float(errors[bands == band].mean())
+    assert len(expected) > 1
+    assert loss.metrics == pytest.approx(expected, rel=1e-3)
 
 
 # --- stage I ---------------------------------------------------------------------------------
@@ -574,6 +708,12 @@ def test_noise_levels_are_shifted_and_clamped() -> None:
     assert abs(float(drawn.median()) - 5 / 6) < 0.08  # the median of U[0, 1], shifted by 5
 
 
+def test_a_level_inside_the_range_of_stage_ii_stays_as_it_was_drawn() -> None:
+    drawn = [dmd_stage(t_range=span)._noised(clip_of(FRAMES, batch=64), stream())[2] for span in ((0, 1), (0.6, 0.9))]
+    assert 0.6 < drawn[1].median() < 0.9
+    assert torch.equal(drawn[1], drawn[0].clamp(0.6, 0.9))
+
+
 # --- stage III -------------------------------------------------------------------------------
 
 KINDS = [CriticConfig(layers=(0, 1), visibility=v, granularity=g) for v in VISIBILITIES for g in GRANULARITIES]
@@ -651,6 +791,33 @@ def test_tau_is_uniform_over_its_range() -> None:
     t = stage._noising(clip_of(FRAMES, batch=400), stream()).t[:, 0]
     quarters = torch.histc(t, bins=4, min=0, max=1)
     assert quarters.min() > 70
+
+
+def test_tau_is_shifted_inside_its_range() -> None:
+    settings: list[dict[str, float]] = [{}, {"shift": 5.0}]
+    plain, shifted = (adversarial_stage(**more)._noising(clip_of(FRAMES, batch=9), stream()).t for more in settings)
+    low, high = TAU
+    u = (plain - low) / (high - low)
+    torch.testing.assert_close(shifted, low + (high - low) * 5 * u / (1 + 4 * u))
+
+
+@pytest.mark.parametrize("logits", [(3,), (3, FRAMES)], ids=["one logit a clip", "one a frame"])
+def test_the_critics_health_counts_right_answers_by_noise_level(logits: tuple[int, ...]) -> None:
+    real, fake = (
+        torch.tensor(x)[(...,) + (None,) * (len(logits) - 1)].expand(logits) for x in ([2.0, -1, -3], [-3.0, -2, 1])
+    )
+    t = torch.tensor([0.1, 0.5, 0.9])[:, None].expand(3, FRAMES)
+    assert critic_health(real, fake, t) == pytest.approx(
+        {
+            "logit_real": -2 / 3,
+            "logit_fake": -4 / 3,
+            "gap": 2 / 3,
+            "accuracy": 0.5,
+            "accuracy_t_low": 1,
+            "accuracy_t_middle": 0.5,
+            "accuracy_t_high": 0,
+        }
+    )
 
 
 def test_turns_depend_on_their_noise_alone() -> None:
