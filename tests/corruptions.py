@@ -96,11 +96,26 @@ def one_recolours(clip: Clip) -> Frames:
     return np.concatenate([clip.frames[:half], render(other, clip.truth.positions[:, half:])])
 
 
+def _resized(clip: Clip, factor: float) -> Frames:
+    """Every radius is multiplied in the second half."""
+    scene, half = clip.truth.scene, len(clip.frames) // 2
+    other = replace(scene, shapes=tuple(replace(s, radius=factor * s.radius) for s in scene.shapes))
+    return np.concatenate([clip.frames[:half], render(other, clip.truth.positions[:, half:])])
+
+
 def grows(clip: Clip) -> Frames:
     """Every radius is a fifth larger in the second half."""
-    scene, half = clip.truth.scene, len(clip.frames) // 2
-    big = replace(scene, shapes=tuple(replace(s, radius=1.2 * s.radius) for s in scene.shapes))
-    return np.concatenate([clip.frames[:half], render(big, clip.truth.positions[:, half:])])
+    return _resized(clip, 1.2)
+
+
+def swells(clip: Clip) -> Frames:
+    """Every area is almost doubled in the second half."""
+    return _resized(clip, 1.4)
+
+
+def shrinks(clip: Clip) -> Frames:
+    """Every area is halved in the second half."""
+    return _resized(clip, 0.7)
 
 
 # --- appearance ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from types import SimpleNamespace
 
 import corruptions
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError
 from aad1.evaluation import world as evaluation
-from aad1.measures import motion
+from aad1.measures import motion, world
 from aad1.measures.detect import detect
 from aad1.measures.reference import Reference, fit_background, radius_of
 from aad1.measures.world import MEASURE, ClipMeasures, measure_clip
@@ -58,10 +59,21 @@ class Effect:
 EFFECTS = {
     "truth": Effect({}, "motion position identity picture seams"),
     "frozen_second_half": Effect({"kappa": (0, 0.05), "freeze": (0.45, 0.55)}, "identity picture"),
-    "half_speed": Effect({"rho": (0.45, 0.55), "horizon": (0, 0.4)}, "identity picture seams"),
+    "half_speed": Effect(
+        {"rho": (0.45, 0.55), "horizon": (0, 0.4), "energy": (0.22, 0.28), "position_error": (7, 11)},
+        "identity picture seams",
+    ),
     "decaying_speed": Effect({"kappa": (0.15, 0.3), "rho": (0.5, 0.62)}, "identity picture seams"),
     "over_exposure": Effect(
-        {"drift": (12, 25), "luma_slope": (0.25, 0.4), "background_drift": (0.15, 0.3)}, "motion position"
+        {
+            "drift": (12, 25),
+            "quality_change": (50, 65),
+            "quality_slope": (-85, -65),
+            "luma_slope": (0.25, 0.4),
+            "background_error": (0.12, 0.15),
+            "background_drift": (0.15, 0.3),
+        },
+        "motion position",
     ),
     "desaturation": Effect(
         {"drift": (8, 16), "saturation_slope": (-0.2, -0.02), "id_ok": (0.3, 0.7)}, "motion position"
@@ -75,6 +87,8 @@ EFFECTS = {
         {"presence": (0.81, 0.85), "id_ok": (0.81, 0.85), "foreign": (0.12, 0.22), "quality": (60, 90)}, "motion"
     ),
     "grows": Effect({"radius_drift": (0.15, 0.25)}, "motion position"),
+    "swells": Effect({"id_ok": (0.45, 0.6), "radius_drift": (0.3, 0.5)}, ""),
+    "shrinks": Effect({"id_ok": (0.45, 0.6), "radius_drift": (0.2, 0.4)}, "motion position"),
     "jitter": Effect({"law_residual": (1.5, 3), "rho": (1.25, 1.8)}, "identity picture"),
     "shuffled_time": Effect({"law_residual": (10, 40), "rho": (5, 30)}, "identity picture"),
 }
@@ -239,6 +253,32 @@ def test_motion_refuses_what_is_not_a_clip():
         motion.measure_motion(clips()[0].frames[:1])
 
 
+# --- single measures, written out ------------------------------------------------------------
+
+
+def test_energy_is_mass_times_speed_squared():
+    """One object stands still: what is left is the others' share of r^2 v^2."""
+    clip = make_clip("val", 4, frames=17)
+    path, radii = clip.truth.positions.copy(), [[s.radius] for s in clip.truth.scene.shapes]
+    path[2] = path[2, :1]
+    due = (np.square(radii) * clip.truth.speeds**2).sum(axis=1)
+    measured = measure_clip(corruptions.render(clip.truth.scene, path), Reference.of(clip.truth), with_flow=False)
+    assert measured.value("energy") == pytest.approx(1 - due[2] / due.sum(), abs=0.03)
+
+
+def test_drift_is_the_spread_of_ten_segments_and_change_that_of_the_ends():
+    drawn = np.full((40, 4, 4, 3), 100, np.uint8)
+    offsets = np.random.default_rng(0).integers(3, 30, 40).astype(np.uint8)
+    frames = drawn + offsets[:, None, None, None]
+    q = -25 * np.log10((offsets / 255.0) ** 2)
+    sums = world._quality(SimpleNamespace(frames=frames, drawn=drawn))
+    segments = [np.mean(q[start : start + 4]) for start in range(0, 40, 4)]
+    assert sums["quality"] == pytest.approx((q.sum(), 40), rel=1e-5)
+    assert sums["drift"] == pytest.approx((np.std(segments), 1), rel=1e-5)
+    assert sums["quality_change"] == pytest.approx((abs(q[:6].mean() - q[-6:].mean()), 1), rel=1e-4)
+    assert sums["quality_slope"] == pytest.approx((100 * np.polyfit(np.arange(40), q, 1)[0], 1), rel=1e-4)
+
+
 # --- pooling and tables ----------------------------------------------------------------------
 
 
@@ -261,6 +301,14 @@ def test_intervals_are_seeded_and_shrink_with_clips():
     assert few != evaluation.pool([fake(v, 1) for v in values[:25]], seed=1)["rho"]
     assert few.high - few.low == pytest.approx(2 * 1.96 * 0.2 / 5, rel=0.4)
     assert many.high - many.low < (few.high - few.low) / 2
+
+
+def test_an_interval_holds_95_percent_of_the_resampled_means():
+    values = np.random.default_rng(0).exponential(1.0, 25)
+    found = evaluation.pool([fake(v, 1) for v in values], resamples=20_000)["rho"]
+    means = np.random.default_rng(1).choice(values, (20_000, 25)).mean(axis=1)
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.03 * means.std())
 
 
 @lru_cache(maxsize=1)
