@@ -6,7 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -61,6 +61,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 CLIPS, COUNT = "clips", "clip count"
+Phase = Callable[[str], AbstractContextManager[Any]]
 STUDENTS = {"dmd_warmup": "ode_init", "adversarial": "dmd_warmup"}  # whose student a stage begins with
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 CAPTIONS_AT_ONCE = 32
@@ -391,14 +392,19 @@ class Assembly:
                 bar.advance(len(part))
         self.text.release()
 
-    def distill(self, resume: bool) -> Path:
-        """Clips, trajectories and the three stages, skipping what is finished; returns the student's folder."""
+    def distill(self, resume: bool, phase: Phase = nullcontext) -> Path:
+        """Clips, trajectories and the three stages, skipping what is finished; returns the student's folder.
+
+        Each runs inside ``phase(its name)``.
+        """
         self.preflight(resume)
-        self.prepare_clips()
-        self.prepare_trajectories()
+        with phase("clips"):
+            self.prepare_clips()
+        with phase("trajectories"):
+            self.prepare_trajectories()
         for name in DISTILLATION:
-            started = self.workspace.run(name).exists()
-            self.train(name, resume=resume and started)
+            with phase(name):
+                self.train(name, resume=resume and self.workspace.run(name).exists())
         return self.workspace.student(DISTILLATION[-1])
 
     @user_errors()

@@ -43,7 +43,10 @@ codes: 0 done, 1 a fault of ours, 2 a mistake that you can mend (one line says h
 """
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
-Out = Annotated[Path, arg(aliases=["-o"], help="folder for everything the command makes")]
+Out = Annotated[
+    Path | None,
+    arg(aliases=["-o"], help="folder for everything it makes (default: runs/RECIPE)"),
+]
 NAMES = ", ".join(recipe_names())
 RECIPE_HELP = f"one of {NAMES} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
 RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
@@ -77,11 +80,11 @@ class Prepare:
 
     what: Positional[Literal["clips", "trajectories"]]
     recipe: RecipeName = "tiny"
-    out: Out = Path("runs/tiny")
+    out: Out = None
 
     def run(self, extra: Sequence[str]) -> None:
         """Encode clips or denoise trajectories."""
-        assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
+        assembly = Assembly(recipe_of(self, extra), Workspace(out_of(self)))
         assembly.prepare_clips() if self.what == "clips" else assembly.prepare_trajectories()
 
 
@@ -95,13 +98,13 @@ class Train:
 
     stage: Positional[Literal["text", "vae", "teacher", "ode_init", "dmd_warmup", "adversarial"]]
     recipe: RecipeName = "tiny"
-    out: Out = Path("runs/tiny")
+    out: Out = None
     resume: ResumeFlag = False
     install: Install = False
 
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
-        assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
+        assembly = Assembly(recipe_of(self, extra), Workspace(out_of(self)))
         if self.install:
             assembly.refuse_install()
         say(f"wrote {assembly.train(self.stage, self.resume)}")
@@ -118,13 +121,13 @@ class Distill:
     """
 
     recipe: RecipeName = "tiny"
-    out: Out = Path("runs/tiny")
+    out: Out = None
     resume: ResumeFlag = False
     install: Install = False
 
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
-        assembly = Assembly(recipe_of(self, extra), Workspace(self.out))
+        assembly = Assembly(recipe_of(self, extra), Workspace(out_of(self)))
         if self.install:
             assembly.refuse_install()
         say(f"wrote {assembly.distill(self.resume)}")
@@ -230,7 +233,7 @@ class DemoCommand:
     """
 
     recipe: RecipeName = "demo"
-    out: Out = Path("runs/demo")
+    out: Out = None
     resume: ResumeFlag = False
     clips: Annotated[int, arg(help="test clips that every row of the table is measured on")] = 16
     shown: Annotated[int, arg(help="how many of them are on the page")] = 4
@@ -238,7 +241,7 @@ class DemoCommand:
     def run(self, extra: Sequence[str]) -> None:
         """Run, and say where to look."""
         config = DemoConfig(self.clips, self.shown)
-        page = Demo(recipe_of(self, extra), self.out, config, self.resume).run()
+        page = Demo(recipe_of(self, extra), out_of(self), config, self.resume).run()
         say(f"open {page.resolve()} in a browser\nthe table is in {page.with_name('table.json')}")
 
 
@@ -260,6 +263,11 @@ GO_ON = ("demo", "prepare", "train", "distill")  # continue what they were stopp
 def recipe_of(command: New | Prepare | Train | Distill | DemoCommand, extra: Sequence[str]) -> Recipe:
     """The recipe a command names, with the values given beside it."""
     return load_recipe(command.recipe, extra, [field.name for field in fields(command)])
+
+
+def out_of(command: Prepare | Train | Distill | DemoCommand) -> Path:
+    """Where a command's results go: the folder that is given, or one named for the recipe."""
+    return command.out or Path("runs") / Path(command.recipe).name.removesuffix(".yaml")
 
 
 def say(text: str) -> None:

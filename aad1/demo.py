@@ -135,7 +135,7 @@ class Demo:
 
     def run(self) -> Path:
         """Distil, evaluate and write the page; returns the page's path."""
-        self._distil()
+        self.assembly.distill(self.resume, self.ledger.phase)
         values = table([self._row(name) for name in ROWS])
         self._write(TABLE, json.dumps(values, indent=1))
         with self.ledger.phase("page"):
@@ -146,19 +146,6 @@ class Demo:
 
     def _write(self, name: str, text: str) -> None:
         write_atomic(self.root / name, text.encode())
-
-    # --- distillation --------------------------------------------------------------------------
-
-    def _distil(self) -> None:
-        """What ``Assembly.distill`` does, timed step by step; finished steps are only checked."""
-        assembly = self.assembly
-        with self.ledger.phase("clips"):
-            assembly.prepare_clips()
-        with self.ledger.phase("trajectories"):
-            assembly.prepare_trajectories()
-        for name in DISTILLATION:
-            with self.ledger.phase(name):
-                assembly.train(name, resume=assembly.workspace.run(name).exists())
 
     # --- evaluation ----------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from diffusers import WanPipeline
 from test_loop import assert_identical
 
 from aad1.assembly import Assembly
-from aad1.cli import main
+from aad1.cli import main, out_of, parse
 from aad1.data.clips import write_world_folder
 from aad1.data.latents import LatentStore
 from aad1.errors import UserError
@@ -749,3 +749,16 @@ def test_too_little_memory_says_what_to_do(mistake: Mistakes, monkeypatch: pytes
 
     monkeypatch.setattr("aad1.cli.make_clip", greedy)
     assert "not enough memory (2 TiB); use a smaller --size" in mistake(["world-image", "0"])
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["demo"], "runs/demo"),
+        (["distill", "--recipe", "wan2.1-14b"], "runs/wan2.1-14b"),
+        (["train", "vae", "--recipe", "mine/own.yaml"], "runs/own"),
+        (["prepare", "clips", "-o", "there"], "there"),
+    ],
+)
+def test_results_lie_where_the_recipe_is_named_or_where_one_says(words: list[str], folder: str) -> None:
+    assert out_of(parse(words)[0]) == Path(folder)

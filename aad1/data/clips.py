@@ -83,7 +83,8 @@ def _videos(folder: Path) -> list[Path]:
 
 
 def _with_sidecar(path: Path, folder: Path) -> ClipFile:
-    name, sidecar = path.relative_to(folder).as_posix(), path.with_suffix(".txt")
+    name, small, large = path.relative_to(folder).as_posix(), path.with_suffix(".txt"), path.with_suffix(".TXT")
+    sidecar = large if large.exists() and not small.exists() else small
     try:
         return _clip(path, sidecar.read_text(encoding="utf-8-sig"), name)
     except FileNotFoundError:

@@ -127,7 +127,7 @@ def check_words(tokenizer: Any, prompts: Sequence[str]) -> None:
     for prompt in prompts:
         found = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
         pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        lost = list(dict.fromkeys(prompt[a:b] for token, (a, b) in pairs if token == tokenizer.unk_token_id))
+        lost = list(dict.fromkeys(prompt[a:b] for token, (a, b) in pairs if token in tokenizer.all_special_ids))
         if lost:
             raise UserError(_unknown_words(prompt, lost, allowed))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -297,7 +298,8 @@ def _stop_signals() -> Iterator[list[int]]:
             print("aad1: finishing this step, then saving (again to stop at once)", file=sys.stderr, flush=True)
         seen.append(number)
 
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {s: signal.signal(s, note) for s in heard}  # only a program's main thread may listen
     try:
         yield seen
     finally:
