@@ -862,6 +862,8 @@ def test_a_measure_that_is_absent_has_fallen(absent: str) -> None:
     guard = MotionGuard(GuardConfig(min_rho=0.8, min_kappa=0.5))
     guard.observe(1, {name: 1.0 for name in ("rho", "kappa") if name != absent})
     assert f"{absent} of held-out rollouts is 0.00" in str(guard.stop_reason())
+    guard.observe(2, {"rho": 1.0, "kappa": 1.0, absent: math.nan})
+    assert f"{absent} of held-out rollouts is 0.00" in str(guard.stop_reason())
 
 
 def test_a_guard_without_limits_never_stops() -> None:

@@ -6,6 +6,7 @@ rho is the rollouts' speed over the real clips'; kappa is what is left of it at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,8 +30,9 @@ class MotionGuard:
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def observe(self, step: int, measured: Mapping[str, float]) -> None:
-        """Take note of an evaluation; ``measured`` has rho and kappa (absent ones count as fallen)."""
-        kept = {name: float(measured.get(name, 0.0)) for name in ("rho", "kappa")}
+        """Take note of an evaluation; ``measured`` has rho and kappa (absent ones and nan count as fallen)."""
+        found = {name: float(measured.get(name, 0.0)) for name in ("rho", "kappa")}
+        kept = {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
         self.history.append((step, kept))
 
     @property
