@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--runs", type=Path, required=True, help="folder of a distillation, with its three stages")
-    parser.add_argument("--clip", type=int, default=2, help="index in the test split")
+    parser.add_argument("--clip", type=int, default=0, help="index in the test split")
     parser.add_argument("--frames", type=int, nargs="+", default=[0, 8, 16, 32, 48, 64, 80])
     parser.add_argument("-o", "--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -362,7 +362,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "flipped bit": flip_a_bit,
     "no state": lambda path: (path / "state.pt").unlink(),
     "no meta": lambda path: (path / "meta.json").unlink(),
-    "half a meta": lambda path: (path / "meta.json").write_text('{"format": 1, "st'),
+    "half a meta": lambda path: (path / "meta.json").write_text('{"format": 2, "st'),
     "a meta of another kind": lambda path: (path / "meta.json").write_text("[1]"),
     "empty meta": lambda path: (path / "meta.json").write_text("{}"),
 }
