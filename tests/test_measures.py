@@ -361,4 +361,4 @@ def test_a_detector_that_fails_stops_the_evaluation(monkeypatch):
 
     monkeypatch.setattr(evaluation, "detect", shifted)
     with pytest.raises(UserError, match="no measure can be trusted"):
-        evaluation.evaluate("teacher", [(clip.frames, clip.truth)])
+        evaluation.evaluate("teacher", [evaluation.Sample(clip.frames, clip.truth)])
