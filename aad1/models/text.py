@@ -122,12 +122,12 @@ def check_words(tokenizer: Any, prompts: Sequence[str]) -> None:
     """
     if not has_closed_vocabulary(tokenizer):
         return
-    special = set(tokenizer.all_special_tokens)
+    special, special_ids = set(tokenizer.all_special_tokens), set(tokenizer.all_special_ids)
     allowed = sorted(word for word in tokenizer.get_vocab() if word not in special)
     for prompt in prompts:
         found = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
         pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        lost = list(dict.fromkeys(prompt[a:b] for token, (a, b) in pairs if token in tokenizer.all_special_ids))
+        lost = list(dict.fromkeys(prompt[a:b] for token, (a, b) in pairs if token in special_ids))
         if lost:
             raise UserError(_unknown_words(prompt, lost, allowed))
 

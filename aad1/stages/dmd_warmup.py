@@ -59,8 +59,7 @@ class DmdWarmupStage:
     guard: MotionGuard
     name: str = "dmd_warmup"
     players: Mapping[str, Player] = field(init=False)
-    kept: dict[str, Tensor] = field(default_factory=dict)
-    begun: dict[str, Tensor] = field(init=False)
+    kept: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False)
@@ -68,7 +67,7 @@ class DmdWarmupStage:
             "fake_score": Player("fake_score", self.fake_score_model, self.config.fake_score_optimizer),
             "generator": Player("generator", self.generator_model, self.config.generator_optimizer),
         }
-        self.begun = self._weights()
+        self.kept = self._weights()
 
     def _weights(self) -> dict[str, Tensor]:
         return {n: p.detach().clone() for n, p in self.players["generator"].parameters.items()}
@@ -117,7 +116,8 @@ class DmdWarmupStage:
         """
         measured = self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
         self.guard.observe(step, measured)
-        self.kept = self._weights() if self.guard.holds else self.kept or self.begun
+        if self.guard.holds:
+            self.kept = self._weights()
         return measured
 
     def stop_reason(self) -> str | None:
@@ -136,6 +136,7 @@ class DmdWarmupStage:
     def export(self, folder: Path) -> Path:
         """Save the averaged student as it was when its motion last held; without an evaluation, as it is."""
         with self.players["generator"].averaged():
-            self.players["generator"].assign(self.kept)
+            if self.guard.history:
+                self.players["generator"].assign(self.kept)
             save_transformer(self.generator_model, folder / "student")
         return folder / "student"
