@@ -180,7 +180,7 @@ class Generate:
         say(
             f"wrote {made.path}: {total} frames, {total / self.fps:.4g} s at {self.fps:g} fps, "
             f"{made.size[1]}x{made.size[0]}\n"
-            f"first frame after {made.first_frame:.2f} s, then {made.rate:.1f} frames a second"
+            f"first frame after {made.account.first_frame:.2f} s, then {made.account.fps:.1f} frames a second"
         )
 
     def _missing(self) -> str:

@@ -243,7 +243,7 @@ def test_the_context_keeps_the_sink_and_the_latest_frames() -> None:
     for own in chunk_slices(13, 2):
         context = model.extend(context, clean[:, :, own], text)
     with torch.no_grad():  # one layer: a frame's keys depend on that frame alone
-        step = model._embed(clean, torch.zeros(1, 13), text, "block_causal", None)
+        step = model._embed(clean, torch.zeros(1, 13), text, model._views(clean, "block_causal", None))
         (output,) = model._blocks(step, None)
     whole = Context((output.keys,), (output.values,))
     kept = [0, 1, 10, 11, 12]
@@ -266,6 +266,33 @@ def test_a_graded_pass_reads_the_context_and_never_writes_it() -> None:
     assert [x._version for x in tensors] == versions
     assert not any(x.requires_grad for x in [*tensors, *longer.keys, *longer.values])
     assert (first.frames, context.frames, longer.frames) == (1, 5, 6)
+
+
+@pytest.mark.parametrize("span", [Span(4, 1, 9), Span(4, 2, 6), Span(4, 1, 4), Span(4, 0, 4), Span(3, 1, -1)], ids=str)
+def test_one_pass_that_advances_is_the_pass_that_extends_and_the_pass_that_denoises(span: Span) -> None:
+    """Ten chunks, well past the window: the same velocity and the same context, from one forward."""
+    model, text, context = build(span), text_of(), Context()
+    finished = clip_of(1)
+    with torch.no_grad():
+        for number in range(10):
+            chunk = clip_of(span.chunk, seed=40 + number)
+            t = torch.full((1, span.chunk), 1.0 if number % 2 else 0.8)
+            longer = model.extend(context, finished, text)
+            expected = model(chunk, t, text, visibility="block_causal", context=longer)
+            found, context = model.advance(context, finished, chunk, t, text)
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+            for ours, theirs in zip((*context.keys, *context.values), (*longer.keys, *longer.values), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+            finished = clip_of(span.chunk, seed=80 + number)
+
+
+def test_a_finished_chunk_does_not_see_the_noise_that_shares_its_pass() -> None:
+    model, text, t = build(), text_of(), torch.ones(1, 4)
+    context = model.extend(Context(), clip_of(1), text)
+    (v, one), (w, other) = (model.advance(context, clip_of(4), clip_of(4, seed=s), t, text) for s in (5, 6))
+    assert (v - w).abs().max() > 0.1
+    assert all(torch.equal(a, b) for a, b in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True))
+    assert not v.requires_grad
 
 
 # --- checkpointing and the critic's features -------------------------------------------------

@@ -21,7 +21,16 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from aad1.flow import TIMESTEP_SCALE
-from aad1.models.context import Context, Span, View, Visibility, block_causal_views, full_view, next_chunk_view
+from aad1.models.context import (
+    Context,
+    Span,
+    View,
+    Visibility,
+    advance_views,
+    block_causal_views,
+    full_view,
+    next_chunk_view,
+)
 
 
 class Step(NamedTuple):
@@ -115,7 +124,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         With a ``context`` the latents are the next chunk: they see the context and each other. The
         context is read, never written.
         """
-        step = self._embed(latents, t, text, visibility, context)
+        step = self._embed(latents, t, text, self._views(latents, visibility, context))
         hidden = step.hidden
         for output in self._blocks(step, context):
             hidden = output.hidden
@@ -125,32 +134,51 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     def extend(self, context: Context, latents: Tensor, text: Tensor) -> Context:
         """Write a finished chunk into the context: a pass at t = 0, without gradient (Eq. 1's clean past)."""
         t = latents.new_zeros(latents.shape[0], latents.shape[2])
-        step = self._embed(latents, t, text, "block_causal", context)
+        step = self._embed(latents, t, text, next_chunk_view(context.frames, latents.shape[2]))
         outputs = list(self._blocks(step, context))
         return context.extended([o.keys for o in outputs], [o.values for o in outputs], self.span)
+
+    @torch.no_grad()
+    def advance(
+        self, context: Context, finished: Tensor, latents: Tensor, t: Tensor, text: Tensor
+    ) -> tuple[Tensor, Context]:
+        """``extend`` by the finished chunk and ``forward`` of the next one over it, in one pass over both.
+
+        The finished frames stand at t = 0 and do not see the next chunk, which sees them as the context it will
+        have; so velocity (shaped like ``latents``) and context are those of the two passes, to rounding. Without
+        gradient: a graded chunk must not reach the frames it looks back at.
+        """
+        done, coming = finished.shape[2], latents.shape[2]
+        views = advance_views(context.frames, done, coming, self.span)
+        clean = t.new_zeros(t.shape[0], done)
+        step = self._embed(torch.cat([finished, latents], dim=2), torch.cat([clean, t], dim=1), text, views)
+        outputs = list(self._blocks(step, context))
+        velocity = self._unembed(outputs[-1].hidden[:, done:], step.temb[:, done:], latents.shape)
+        keys, values = ([own[:, :done] for own in x] for x in zip(*((o.keys, o.values) for o in outputs), strict=True))
+        return velocity, context.extended(keys, values, self.span)
 
     def features(
         self, latents: Tensor, t: Tensor, text: Tensor, layers: Sequence[int], visibility: Visibility
     ) -> list[Tensor]:
         """Hidden states after the given blocks, each [batch, frames, tokens, dim] (what a critic's heads read)."""
-        step = self._embed(latents, t, text, visibility, None)
+        step = self._embed(latents, t, text, self._views(latents, visibility, None))
         outputs = [o.hidden for _, o in zip(range(max(layers) + 1), self._blocks(step, None), strict=False)]
         return [outputs[layer] for layer in layers]
 
-    def _embed(self, latents: Tensor, t: Tensor, text: Tensor, visibility: Visibility, context: Context | None) -> Step:
-        frames = latents.shape[2] // self.config.patch_size[0]
-        past = context.frames if context is not None else 0
+    def _embed(self, latents: Tensor, t: Tensor, text: Tensor, views: list[View]) -> Step:
         hidden = self.patch_embedding(latents)
         grid = hidden.shape[3:]
         hidden = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens, dim]
         temb, modulation, text, _ = self.condition_embedder(
-            (t * TIMESTEP_SCALE).flatten(), text, None, timestep_seq_len=frames
+            (t * TIMESTEP_SCALE).flatten(), text, None, timestep_seq_len=hidden.shape[1]
         )
-        views = next_chunk_view(past, frames) if context is not None else self._views(frames, visibility)
         rotation = self._rotation(max(len(view.keys) for view in views), *grid)
         return Step(hidden.contiguous(), modulation.unflatten(2, (6, -1)).float(), temb, text, views, rotation)
 
-    def _views(self, frames: int, visibility: Visibility) -> list[View]:
+    def _views(self, latents: Tensor, visibility: Visibility, context: Context | None) -> list[View]:
+        frames = latents.shape[2] // self.config.patch_size[0]
+        if context is not None:
+            return next_chunk_view(context.frames, frames)
         return full_view(frames) if visibility == "full" else block_causal_views(frames, self.span)
 
     def _blocks(self, step: Step, context: Context | None) -> Iterator[BlockOutput]:

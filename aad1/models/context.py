@@ -63,6 +63,13 @@ def next_chunk_view(past: int, frames: int) -> list[View]:
     return [View(slice(0, frames), tuple(range(past + frames)))]
 
 
+def advance_views(past: int, finished: int, frames: int, span: Span) -> list[View]:
+    """Two chunks of a stream in one pass: the finished one as it enters the context, then the next one over it."""
+    seen = past + finished
+    own = tuple(range(seen, seen + frames))
+    return [*next_chunk_view(past, finished), View(slice(finished, finished + frames), span.kept(seen) + own)]
+
+
 @dataclass(frozen=True)
 class Context:
     """Un-rotated keys and values of the frames a stream still sees, one pair a layer.

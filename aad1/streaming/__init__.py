@@ -1,0 +1,23 @@
+"""Streaming: an image and a prompt in, frames out, chunk by chunk, for as long as anyone looks."""
+
+from aad1.streaming.accounting import Account, ChunkTime
+from aad1.streaming.noise import StreamNoise
+from aad1.streaming.record import Recording, enlargement, frame_count, record
+from aad1.streaming.session import Session, Student, check_passes, picture_size
+from aad1.streaming.student import STUDENT, load_student
+
+__all__ = [
+    "STUDENT",
+    "Account",
+    "ChunkTime",
+    "Recording",
+    "Session",
+    "StreamNoise",
+    "Student",
+    "check_passes",
+    "enlargement",
+    "frame_count",
+    "load_student",
+    "picture_size",
+    "record",
+]

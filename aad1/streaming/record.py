@@ -1,0 +1,72 @@
+"""A session into a file, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aad1.data.media import HELD_IN_MEMORY, VideoWriter
+from aad1.errors import UserError
+from aad1.progress import Progress
+from aad1.streaming.accounting import Account
+from aad1.streaming.session import Session
+
+MOST_FRAMES = 10**9  # two years at 16 fps
+MOST_HELD = 4 * 2**30  # bytes of an animation's frames
+LARGEST_SIDE = 16383  # px; what every format can hold (WebP's limit)
+SMALL_SIDE = 384  # px; players blur what they enlarge, so smaller pictures are enlarged pixel by pixel
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A written video: its frames, its (height, width), and what making it took."""
+
+    path: Path
+    frames: int
+    size: tuple[int, int]
+    account: Account
+
+
+def frame_count(seconds: float, fps: float) -> int:
+    """How many frames last ``seconds`` at ``fps``, at least one; UserError for lengths that are none."""
+    if not 0 < seconds * fps <= MOST_FRAMES:
+        raise UserError(f"a video of {seconds:g} seconds; give a number above 0 and up to {MOST_FRAMES / fps:.0f}")
+    return max(1, round(seconds * fps))
+
+
+def enlargement(size: tuple[int, int]) -> int:
+    """The whole factor by which a small picture is enlarged, so that players have no reason to blur it."""
+    return max(1, SMALL_SIDE // max(size))
+
+
+def record(
+    session: Session, total: int, path: Path, *, fps: float, scale: int = 1, metadata: Mapping[str, Any] | None = None
+) -> Recording:
+    """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
+
+    Raises:
+        UserError: when the enlarged picture is too large, an animation too long to be held in memory, or the output
+            cannot be written; nothing is left of it then.
+    """
+    held = total * 3 * session.size[0] * session.size[1] * scale**2
+    if path.suffix.lower() in HELD_IN_MEMORY and held > MOST_HELD:
+        raise UserError(
+            f"{total} frames of {path} are {held / 2**30:.1f} GiB, held in memory until the last has come; "
+            f"give fewer seconds (up to {MOST_HELD * total // held / fps:g}), a smaller scale, or write .mp4"
+        )
+    if max(session.size) * scale > LARGEST_SIDE:
+        raise UserError(
+            f"scale {scale} makes {session.size[0]}x{session.size[1]} (height x width) larger than {LARGEST_SIDE} px "
+            f"a side; use at most {LARGEST_SIDE // max(session.size)}"
+        )
+    with (
+        VideoWriter(path, fps=fps, scale=scale, metadata=metadata) as video,
+        Progress("generating", total, unit="frame") as bar,
+    ):
+        for part in session.frames(total):
+            video.write(part)
+            bar.advance(len(part))
+    height, width = session.size
+    return Recording(path, total, (height * scale, width * scale), session.account)

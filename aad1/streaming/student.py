@@ -1,0 +1,63 @@
+"""Loading a student with the VAE and text encoder of its Wan folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from aad1.errors import UserError
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import WanFolder, open_folder
+from aad1.runtime import pick_device
+from aad1.streaming.session import Student
+from aad1.workspace import model_path
+
+STUDENT = "student"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_student(
+    model: str | Path,
+    *,
+    student: str = STUDENT,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+    overlap: bool | None = None,
+) -> Student:
+    """Load a student with the VAE and text encoder of its Wan folder.
+
+    model: a folder, or the name of a bundled one. student: a subfolder of it, or the path of a student that a
+    run exported. dtype: of the transformer and text encoder, by default bfloat16 on a GPU and float32 on a CPU.
+    compiled: run its passes through torch.compile; the first chunks of the first session then take minutes
+    (``Student.warm_up``). overlap: decode beside the making of the next chunk, by default on a GPU only: on a CPU
+    both would share the same cores.
+
+    Raises:
+        UserError: when a part is missing or the device is not there.
+    """
+    where = pick_device(device)
+    on_gpu = where.type == "cuda"
+    folder = open_folder(
+        model_path(str(model)), dtype=dtype or (torch.bfloat16 if on_gpu else torch.float32), device=str(where)
+    )
+    generator = _generator(folder, student).eval().requires_grad_(False)
+    if compiled:
+        generator.advance = torch.compile(generator.advance)  # type: ignore[method-assign]
+        generator.compile()
+    # Half precision shows in the VAE's colours and saves little: it is the smallest part.
+    vae = open_folder(folder.path, device=str(where)).vae()
+    overlap = on_gpu if overlap is None else overlap
+    return Student(f"{model}/{student}", generator, vae, folder.text(), overlap)
+
+
+def _generator(folder: WanFolder, student: str) -> CausalWanTransformer3DModel:
+    if student in folder.transformers:
+        return folder.transformer(CausalWanTransformer3DModel, student)
+    if (Path(student) / "config.json").is_file():
+        return folder.transformer_at(CausalWanTransformer3DModel, Path(student))
+    raise UserError(
+        f"'{folder.path}' has no student '{student}': distil one with `aad1 distill --model {folder.path} --install`, "
+        "or give the folder that a run exported (.../final/student)"
+    )
