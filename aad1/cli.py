@@ -1,4 +1,4 @@
-"""The command line: ``aad1 demo | new | prepare | train | distill | generate | world-image``.
+"""The command line: ``aad1 demo | new | prepare | train | distill | generate | serve | world-image``.
 
 Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shlex
 import sys
 import warnings
@@ -32,6 +33,7 @@ from aad1.errors import UserError, nearest
 from aad1.recipe import RECIPES, Recipe, load_recipe, recipe_names
 from aad1.runtime import keep_freed_memory
 from aad1.streaming import STUDENT, Session, Student, enlargement, frame_count, load_student, record
+from aad1.streaming.student import DTYPES
 from aad1.training.loop import Interrupted
 from aad1.workspace import Workspace
 
@@ -201,6 +203,63 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Serve a student: a page at /, live video over a WebSocket, jobs in the shape of OpenAI's video API.
+
+    It can be reached from this machine alone unless --host says otherwise; --api_key (or AAD1_API_KEY) asks clients
+    for a key. What jobs make is kept under --out. Example: aad1 serve, then open http://127.0.0.1:8000
+    """
+
+    model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
+    student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
+    host: Annotated[str, arg(help="address to listen on; 0.0.0.0 for every network")] = "127.0.0.1"
+    port: int = 8000
+    names: Annotated[tuple[str, ...], arg(help="other names under which clients call this server")] = ()
+    api_key: Annotated[str | None, arg(help="what clients must show (default: AAD1_API_KEY, else nothing)")] = None
+    out: Annotated[Path, arg(aliases=["-o"], help="folder for finished videos")] = Path("runs/serve")
+    quota_gb: Annotated[float, arg(help="what they may take together")] = 10.0
+    live: Annotated[int, arg(help="live videos at once")] = 8
+    queue: Annotated[int, arg(help="jobs that wait")] = 32
+    fps: Annotated[float, arg(help="frames a second")] = 16.0
+    device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")] = None
+    compile: Annotated[bool, arg(help="torch.compile; minutes of warming up, faster chunks on a GPU")] = False
+
+    def run(self, extra: Sequence[str]) -> None:
+        """Load, warm up, serve."""
+        refuse(extra, type(self))
+        run_server, settings_of = _server()
+        key = self.api_key or os.environ.get("AAD1_API_KEY") or None
+        hosts = (*settings_of.hosts, self.host, *self.names) if self.host not in EVERYWHERE else (self.names or ("*",))
+        settings = settings_of(
+            folder=self.out,
+            quota=int(self.quota_gb * 2**30),
+            api_key=key,
+            hosts=hosts,
+            fps=self.fps,
+            live=self.live,
+            queue=self.queue,
+        )
+        dtype = DTYPES[self.dtype] if self.dtype else None
+        student = load_student(self.model, student=self.student, device=self.device, dtype=dtype, compiled=self.compile)
+        student.warm_up()
+        if self.host in EVERYWHERE and key is None:
+            _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
+        say(f"serving {student.name}: open http://{self.host}:{self.port} (Ctrl-C ends it)")
+        run_server(student, settings, self.host, self.port)
+
+
+def _server() -> tuple[Any, Any]:
+    """The server's parts, or how to get them."""
+    try:
+        from aad1.serve.run import serve
+        from aad1.serve.settings import Settings
+    except ImportError as error:
+        raise UserError(f"serving needs the package {error.name}; pip install 'aad1[serve]'") from None
+    return serve, Settings
+
+
+@dataclass(frozen=True)
 class WorldImage:
     """Write a still of the embedded world and print its caption: something to animate.
 
@@ -252,11 +311,13 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Serve, subcommand("serve")]
     | Annotated[WorldImage, subcommand("world-image")]
 )
 
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
+EVERYWHERE = ("0.0.0.0", "::")
 GO_ON = ("demo", "prepare", "train", "distill")  # continue what they were stopped in
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from aad1.errors import UserError
@@ -58,25 +58,41 @@ def tensor_to_video(video: Tensor) -> NDArray[np.uint8]:
 # --- reading pictures -------------------------------------------------------------------------
 
 
-def open_image(source: str | Path | BinaryIO) -> NDArray[np.uint8]:
+def open_image(
+    source: str | Path | BinaryIO, *, kinds: tuple[str, ...] | None = None, most_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """Read any picture as uint8 RGB [height, width, 3].
 
     Turns it upright, converts its colours to sRGB, lays transparency over neutral grey and takes the
-    first frame of an animation. Raises UserError when it cannot be read.
+    first frame of an animation. kinds: the formats that are accepted, told by the picture's bytes ("PNG", ...).
+    most_pixels: larger pictures are refused before they are decoded. Raises UserError when it cannot be read.
     """
     name = f"image {source}" if isinstance(source, str | Path) else "the image"
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=kinds) as image:
+            _refuse_pixels(name, image.size, most_pixels)
             image.load()
             return np.asarray(_to_rgb(_upright(image)))
     except FileNotFoundError:
         raise UserError(f"{name} does not exist; give the path of a picture (PNG, JPEG, WebP, ...)") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}); give a smaller copy") from None
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        wanted = " or ".join(kinds or ("PNG", "JPEG"))
+        raise UserError(
+            f"{name} cannot be read (its bytes are no picture's); save it as {wanted} and try again"
+        ) from None
     except MemoryError:
         raise UserError(f"{name} does not fit into memory; give a smaller copy") from None
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise UserError(f"{name} cannot be read ({error}); save it as PNG or JPEG and try again") from None
+
+
+def _refuse_pixels(name: str, size: tuple[int, int], most: int | None) -> None:
+    if most is not None and size[0] * size[1] > most:
+        raise UserError(f"{name} has {size[0]}x{size[1]} pixels; at most {most} are allowed: give a smaller copy")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -252,6 +268,20 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return dict(json.loads(note)) if note else {}
 
 
+def say_colours(codec: Any) -> None:
+    """Write BT.709 and limited range into a video's header, so that no player has to guess."""
+    codec.colorspace = codec.color_primaries = codec.color_trc = BT709
+    codec.color_range = LIMITED_RANGE
+
+
+def to_yuv(frame: NDArray[np.uint8], pixel_format: str) -> av.VideoFrame:
+    """Uint8 [height, width, 3] in the colours that ``say_colours`` names."""
+    picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+    return picture.reformat(
+        format=pixel_format, dst_colorspace=BT709, dst_color_range=LIMITED_RANGE, interpolation=EXACT
+    )
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -304,20 +334,14 @@ class _Mp4(_Sink):
             "libx264", rate=rate, options={"crf": str(self.crf), "preset": "medium"}
         )
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, self.pixel_format
-        context = self.stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED_RANGE
+        say_colours(self.stream.codec_context)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         # 4:2:0 needs even sizes: repeat the last row and column.
         frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
         if self.stream is None:
             self._add_stream(*frame.shape[:2])
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        picture = picture.reformat(
-            format=self.pixel_format, dst_colorspace=BT709, dst_color_range=LIMITED_RANGE, interpolation=EXACT
-        )
-        self.container.mux(self.stream.encode(picture))
+        self.container.mux(self.stream.encode(to_yuv(frame, self.pixel_format)))
 
     def close(self, finish: bool) -> None:
         try:

@@ -1,0 +1,1 @@
+"""The server: video while it is made, over HTTP and WebSocket, with one model on the device."""

@@ -1,0 +1,82 @@
+"""The one model on the device, and the turns on it.
+
+Everything that computes goes through one thread, in the order in which it was asked for. A session asks for
+its next chunk only when the last one was sent, so sessions and jobs take turns chunk by chunk and none can
+starve another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aad1.streaming import Session, Student, enlargement
+
+T = TypeVar("T")
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a video is to be made of; ``image`` is uint8 [height, width, 3], the rest as for ``Session``."""
+
+    image: Frames
+    prompt: str
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    passes: tuple[float, ...] | None = None
+    first_passes: tuple[float, ...] | None = None
+
+
+class Engine:
+    """Runs a student's work in a thread of its own, first come first served."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        self._thread = ThreadPoolExecutor(1, "engine")
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Wait for a turn, and for the work."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *arguments))
+
+    async def open(self, request: Request) -> Session:
+        """A session for this request; errors as for ``Session``."""
+        return await self.run(self._open, request)
+
+    def _open(self, request: Request) -> Session:
+        return self.student.session(
+            request.image,
+            request.prompt,
+            seed=request.seed,
+            size=request.size,
+            passes=request.passes,
+            first_passes=request.first_passes,
+        )
+
+    async def chunk(self, chunks: Iterator[Frames]) -> Frames | None:
+        """The next chunk of a session, or None after its last."""
+        return await self.run(next, chunks, None)
+
+    def close(self) -> None:
+        """Finish the turn that is taken and take no more."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def enlarged(frames: Frames) -> Frames:
+    """Small pictures by a whole factor, so that players have no reason to blur them; sides made even for 4:2:0."""
+    scale = enlargement((frames.shape[1], frames.shape[2]))
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    return np.pad(large, ((0, 0), (0, large.shape[1] % 2), (0, large.shape[2] % 2), (0, 0)), mode="edge")
+
+
+def enlarged_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that ``enlarged`` makes of pictures of this size."""
+    height, width = enlarged(np.zeros((1, *size, 3), np.uint8)).shape[1:3]
+    return height, width

@@ -1,0 +1,67 @@
+"""What stands before every request: its origin, and its size."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+def same_origin(headers: Headers) -> bool:
+    """Whether a browser that sent this did so from one of our own pages; other programs send no Origin."""
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+
+
+def problem(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, object]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+class SameOrigin:
+    """Refuse what another site's page makes a browser send."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 403."""
+        if scope["type"] == "http" and scope["method"] not in SAFE and not same_origin(Headers(scope=scope)):
+            answer = JSONResponse(problem("this request comes from another site's page", code="wrong_origin"), 403)
+            await answer(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class UploadLimit:
+    """Refuse bodies of more than ``most`` bytes: by their stated length, or as soon as that many have come."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+        self._message = f"the request is larger than the {most} bytes that are allowed; send a smaller picture"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        stated = Headers(scope=scope).get("content-length", "0")
+        if not stated.isdigit() or int(stated) > self.most:
+            await JSONResponse(problem(self._message, code="too_large"), 413)(scope, receive, send)
+            return
+        came = 0
+
+        async def counted() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > self.most:
+                raise HTTPException(413, self._message)
+            return message
+
+        await self.app(scope, counted, send)

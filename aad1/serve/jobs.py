@@ -1,0 +1,106 @@
+"""Jobs: videos that are made in the background and fetched when they are finished."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+from aad1.data.media import VideoWriter
+from aad1.errors import UserError
+from aad1.serve.engine import Engine, Request
+from aad1.serve.metrics import Metrics
+from aad1.serve.requests import picture
+from aad1.serve.settings import Settings
+from aad1.serve.store import Job, VideoStore
+from aad1.streaming import Session, enlargement, frame_count
+
+
+class Full(UserError):
+    """No room for one more job or session; try again later."""
+
+
+class Jobs:
+    """The queue of jobs and the one task that makes them, oldest first, taking turns with live videos."""
+
+    def __init__(self, store: VideoStore, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+        self.store, self.engine, self.settings, self.metrics = store, engine, settings, metrics
+        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._making: tuple[str, Session] | None = None
+        metrics.waiting.set_function(lambda: len(store.unfinished()))
+
+    def start(self) -> None:
+        """Begin with what an earlier server left."""
+        self._news.set()
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Stop between two chunks; what was under way is queued again at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def add(self, job: Job, data: bytes) -> Job:
+        """Queue a job whose picture and prompt are good. Raises Full, and UserError for a full disk."""
+        if len(self.store.unfinished()) >= self.settings.queue:
+            self.metrics.refused.inc()
+            raise Full(f"{self.settings.queue} videos are waiting, which is all this server keeps; try again later")
+        self.store.add(job, data)
+        self._news.set()
+        return job
+
+    def delete(self, job: Job) -> None:
+        """Forget a job; one that is being made stops before its next chunk."""
+        if self._making is not None and self._making[0] == job.id:
+            self._making[1].cancel()
+        self.store.delete(job)
+
+    async def _work(self) -> None:
+        while True:
+            waiting = self.store.unfinished()
+            if not waiting:
+                self._news.clear()
+                await self._news.wait()
+                continue
+            await self._make(waiting[0])
+
+    async def _make(self, job: Job) -> None:
+        """Make one video, and write down how that went."""
+        try:
+            job = replace(job, status="in_progress")
+            self.store.update(job)
+            await self._record(job)
+            ended = replace(job, status="completed", progress=100, completed_at=int(time.time()))
+        except (UserError, OSError) as error:
+            ended = replace(job, status="failed", error=str(error), completed_at=int(time.time()))
+        except (RuntimeError, MemoryError) as error:  # of torch: this job's fault or luck, not the server's end
+            ended = replace(job, status="failed", error=f"the model failed ({error})", completed_at=int(time.time()))
+        finally:
+            self._making = None
+        if job.id not in self.store.jobs:  # deleted meanwhile
+            self.store.delete(job)
+            return
+        with suppress(UserError):  # a disk that is full now
+            self.store.finish(ended)
+        self.store.remember(ended)
+        self.metrics.jobs.labels(ended.status).inc()
+
+    async def _record(self, job: Job) -> None:
+        image = picture(self.store.picture(job), self.settings)
+        session = await self.engine.open(Request(image, job.prompt, job.seed, job.size, job.passes))
+        self._making = job.id, session
+        total, fps = frame_count(job.seconds, self.settings.fps), self.settings.fps
+        note = {"prompt": job.prompt, "seed": job.seed, "model": job.model, "fps": fps, "size": list(session.size)}
+        scale, frames, left = enlargement(session.size), session.frames(total), total
+        with VideoWriter(self.store.video(job), fps=fps, scale=scale, metadata=note) as video:
+            while left > 0 and job.id in self.store.jobs:
+                part = await self.engine.chunk(frames)
+                if part is None:
+                    break
+                await asyncio.to_thread(video.write, part)
+                left -= len(part)
+                if job.id in self.store.jobs:
+                    self.store.remember(replace(job, progress=min(99, 100 * (total - left) // total)))

@@ -1,0 +1,127 @@
+"""The parts that all routes share, and the checks before anything is made."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from fastapi import Request, WebSocket
+
+from aad1.data.world import make_clip
+from aad1.errors import UserError
+from aad1.models.text import has_closed_vocabulary
+from aad1.serve.engine import Engine
+from aad1.serve.events import error_event
+from aad1.serve.guards import same_origin
+from aad1.serve.jobs import Jobs
+from aad1.serve.live import TRY_LATER, LiveVideo
+from aad1.serve.metrics import Metrics
+from aad1.serve.requests import checked_prompt, picture
+from aad1.serve.settings import Settings
+from aad1.serve.shapes import Model, ModelList, NewVideo, Scene
+from aad1.serve.store import Job, VideoStore
+from aad1.streaming import Student, picture_size
+
+SAMPLES = 8  # pictures in the gallery
+SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+class Refusal(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        self.status, self.message, self.code = status, message, code
+
+
+class Server:
+    """The parts that routes share."""
+
+    def __init__(self, student: Student, settings: Settings) -> None:
+        self.student, self.settings, self.metrics = student, settings, Metrics()
+        self.engine = Engine(student)
+        self.store = VideoStore(settings.folder, settings.quota)
+        self.jobs = Jobs(self.store, self.engine, settings, self.metrics)
+        self.live = 0
+        self.metrics.sessions.set_function(lambda: self.live)
+
+    def job(self, id: str) -> Job:
+        """The job with this id; 404 for none."""
+        if (job := self.store.jobs.get(id)) is None:
+            raise Refusal(404, "there is no video with this id", "not_found")
+        return job
+
+    async def check_key(self, request: Request) -> None:
+        """401 unless the request shows the API key, where one is asked for."""
+        wanted, shown = self.settings.api_key, request.headers.get("authorization", "").removeprefix("Bearer ")
+        if wanted is not None and not secrets.compare_digest(shown.encode(), wanted.encode()):
+            raise Refusal(
+                401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'", "unauthorized"
+            )
+
+    async def new_job(self, request: Request, form: NewVideo, data: bytes) -> Job:
+        """Check everything that was asked for, and queue it."""
+        if unknown := sorted(set(await request.form()) - set(NewVideo.model_fields) - {"input_reference"}):
+            raise UserError(f"unknown fields: {', '.join(unknown)}")
+        if form.model not in (None, self.student.name):
+            raise UserError(f"model '{form.model}' is not served here; leave it out, or use '{self.student.name}'")
+        image = picture(data, self.settings)
+        size = picture_size(self.student.generator, self.student.vae, image.shape[:2], wanted_size(form.size))
+        text = checked_prompt(form.prompt, self.settings)
+        await self.engine.run(self.student.text.embed, [text])  # refuses unknown words now, not in the queue
+        seconds = length(form.seconds, self.settings)
+        return self.jobs.add(Job(text, self.student.name, seconds, form.seed, size), data)
+
+    async def play(self, socket: WebSocket) -> None:
+        """One live connection, if there is room for it."""
+        if not same_origin(socket.headers):
+            await socket.close(1008, "this request comes from another site's page")
+            return
+        await socket.accept()
+        if self.live >= self.settings.live:
+            self.metrics.refused.inc()
+            message = f"{self.settings.live} live videos are playing, which is all this server plays; try again later"
+            await socket.send_json(error_event("busy", message))
+            await socket.close(TRY_LATER)
+            return
+        self.live += 1
+        try:
+            await LiveVideo(socket, self.engine, self.settings, self.metrics).run()
+        finally:
+            self.live -= 1
+
+    def models(self) -> ModelList:
+        """What is served."""
+        config, text = self.student.generator.config, self.student.text
+        words = sorted(text.tokenizer.get_vocab()) if has_closed_vocabulary(text.tokenizer) else None
+        model = Model(
+            id=self.student.name,
+            fps=self.settings.fps,
+            size=list(config.size) if config.size else None,
+            passes=list(config.passes),
+            vocabulary=[word for word in words if not word.startswith("<")] if words else None,
+        )
+        return ModelList(data=[model])
+
+    def samples(self) -> list[Scene]:
+        """Stills of the embedded world with their captions: something to animate."""
+        return [Scene(image=f"/samples/{i}.png", prompt=make_clip("test", i, 1).caption) for i in range(SAMPLES)]
+
+
+def wanted_size(text: str | None) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT as (height, width); UserError for anything else."""
+    if text is None:
+        return None
+    if (match := SIZE.fullmatch(text)) is None:
+        raise UserError(f"size '{text[:40]}'; write it as WIDTHxHEIGHT, such as 64x64")
+    return int(match[2]), int(match[1])
+
+
+def length(text: str, settings: Settings) -> float:
+    """Seconds of a job; UserError for none, or too many."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds <= settings.seconds:
+        raise UserError(f"seconds '{text[:40]}'; give a number above 0 and up to {settings.seconds:g}")
+    return seconds

@@ -1,0 +1,139 @@
+"""Jobs and their videos on disk: one folder each, so that what is finished survives a restart.
+
+    FOLDER/video_0123.../job.json   what was asked for and how it stands
+                         input      the picture's bytes, until the video is finished
+                         video.mp4  the result
+
+Ids are drawn here and looked up in memory: nothing a client sends ever becomes a path.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from aad1.errors import UserError
+from aad1.files import write_atomic, write_errors
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+UNFINISHED = ("queued", "in_progress")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video that was asked for. seconds: its length; size: (height, width) or None for the model's own."""
+
+    prompt: str
+    model: str
+    seconds: float
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    passes: tuple[float, ...] | None = None
+    id: str = field(default_factory=lambda: f"video_{secrets.token_hex(16)}")
+    status: Status = "queued"
+    progress: int = 0
+    created_at: int = field(default_factory=lambda: int(time.time()))
+    completed_at: int | None = None
+    error: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """As OpenAI's video object, with the seed beside it."""
+        height, width = self.size or (0, 0)
+        return {
+            "id": self.id,
+            "object": "video",
+            "model": self.model,
+            "status": self.status,
+            "progress": self.progress,
+            "created_at": self.created_at,
+            "completed_at": self.completed_at,
+            "expires_at": None,
+            "prompt": self.prompt,
+            "seconds": f"{self.seconds:g}",
+            "size": f"{width}x{height}",
+            "seed": self.seed,
+            "remixed_from_video_id": None,
+            "error": {"code": "generation_failed", "message": self.error} if self.error else None,
+        }
+
+
+AS_JSON = TypeAdapter(Job)
+
+
+class VideoStore:
+    """All jobs of one folder. Raises UserError when the folder cannot be made or read."""
+
+    def __init__(self, folder: Path, quota: int) -> None:
+        self.folder, self.quota = folder, quota
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.jobs = {job.id: job for job in sorted(self._found(), key=lambda job: (job.created_at, job.id))}
+
+    def _found(self) -> list[Job]:
+        """The jobs on disk; what was under way when the server stopped is queued again, what is torn left out."""
+        jobs = []
+        for path in self.folder.glob("video_*/job.json"):
+            try:
+                job = AS_JSON.validate_json(path.read_bytes())
+            except (OSError, ValueError):
+                continue
+            if job.id == path.parent.name:
+                jobs.append(replace(job, status="queued", progress=0) if job.status == "in_progress" else job)
+        return jobs
+
+    def unfinished(self) -> list[Job]:
+        """Those that are still to be made, oldest first."""
+        return [job for job in self.jobs.values() if job.status in UNFINISHED]
+
+    def used(self) -> int:
+        """Bytes of everything in the folder."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def add(self, job: Job, picture: bytes) -> None:
+        """Keep a new job and its picture; UserError when the quota or the disk is full."""
+        if (used := self.used()) + len(picture) > self.quota:
+            raise UserError(
+                f"the videos here take {used} of the {self.quota} bytes they may; delete some of them first"
+            )
+        place = self.folder / job.id
+        try:
+            with write_errors(place):
+                place.mkdir()
+            write_atomic(place / "input", picture)
+            self.update(job)
+        except UserError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def update(self, job: Job) -> None:
+        """Keep a job's new state."""
+        write_atomic(self.folder / job.id / "job.json", AS_JSON.dump_json(job))
+        self.jobs[job.id] = job
+
+    def remember(self, job: Job) -> None:
+        """A state that need not survive a restart (progress)."""
+        self.jobs[job.id] = job
+
+    def picture(self, job: Job) -> bytes:
+        """The bytes of a job's picture."""
+        return (self.folder / job.id / "input").read_bytes()
+
+    def video(self, job: Job) -> Path:
+        """Where its video is, once it is finished."""
+        return self.folder / job.id / "video.mp4"
+
+    def finish(self, job: Job) -> None:
+        """A job that has ended needs its picture no more."""
+        self.update(job)
+        (self.folder / job.id / "input").unlink(missing_ok=True)
+
+    def delete(self, job: Job) -> None:
+        """Forget a job and its files."""
+        self.jobs.pop(job.id, None)
+        shutil.rmtree(self.folder / job.id, ignore_errors=True)
