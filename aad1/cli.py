@@ -26,13 +26,18 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from aad1.assembly import Assembly, new_folder
-from aad1.data.media import VideoWriter, open_image
+from aad1.data.media import WRITABLE, VideoWriter, open_image
 from aad1.data.world import SPLITS, make_clip
 from aad1.demo import Demo, DemoConfig
 from aad1.errors import UserError, nearest
+from aad1.progress import Progress
 from aad1.recipe import RECIPES, Recipe, load_recipe, recipe_names
 from aad1.runtime import keep_freed_memory
-from aad1.streaming import STUDENT, Session, Student, enlargement, frame_count, load_student, record
+from aad1.streaming import STUDENT, Student, check_passes, enlargement, frame_count, load_student, record
+from aad1.streaming.batch import COLUMNS, Batch, Item, Mistakes, read_items, seed_items, weights_hash
+from aad1.streaming.record import video_metadata
+from aad1.streaming.sheet import COLUMNS as SHEET
+from aad1.streaming.sheet import SheetRow, write_sheet
 from aad1.streaming.student import DTYPES
 from aad1.training.loop import Interrupted
 from aad1.workspace import Workspace
@@ -144,8 +149,10 @@ class Generate:
 
     Small pictures are enlarged by a whole factor (--scale), so that players do not blur them; --scale 1
     keeps every pixel as it is. .gif and .webp hold all frames in memory until the end; .mp4 and a folder
-    of PNG frames do not. Example: aad1 generate --image still.png --prompt "a red disc moves left slowly"
-    --seconds 20 -o video.mp4
+    of PNG frames do not. --batch and --seeds make many videos in a folder, beside a manifest.jsonl that says how each
+    was made; the same command again makes only what is missing or has changed. Examples: aad1 generate
+    --image still.png --prompt "a red disc moves left slowly" --seconds 20 -o video.mp4; aad1 generate
+    --batch list.jsonl --sheet -o videos/
     """
 
     image: Annotated[Path | None, arg(help="any picture; it is cropped and scaled to the video's size (required)")] = (
@@ -153,53 +160,118 @@ class Generate:
     )
     prompt: Annotated[str | None, arg(help="what happens (required)")] = None
     seconds: Annotated[float, arg(help="length of the video")] = 5.0
-    out: Annotated[Path, arg(aliases=["-o"], help=".mp4, .gif, .webp, or a new folder for PNG frames")] = Path(
-        "out.mp4"
-    )
+    out: Annotated[
+        Path | None,
+        arg(aliases=["-o"], help=".mp4, .gif, .webp, or a new folder for PNG frames; of many, the folder"),
+    ] = None
+    batch: Annotated[Path | None, arg(help=f"a .jsonl or .csv list of videos, with {', '.join(COLUMNS)}")] = None
     model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
     student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
     seed: Annotated[int, arg(help="another seed, another video; a longer video begins like a shorter one")] = 0
+    seeds: Annotated[tuple[int, ...] | None, arg(help="a video from each of these seeds")] = None
+    format: Annotated[Literal[".mp4", ".gif", ".webp", "frames"] | None, arg(help="of many videos (default: .mp4)")] = (
+        None
+    )
+    sheet: Annotated[bool, arg(help="also write a contact sheet: OUT.sheet.png, or sheet.png in the folder")] = False
+    sheet_frames: Annotated[int | None, arg(help=f"the same, with so many frames a row (default: {SHEET})")] = None
     fps: Annotated[float, arg(help="frames a second")] = 16.0
     scale: Annotated[int | None, arg(help="enlarge pixels by this factor (default: small pictures only)")] = None
     size: Annotated[tuple[int, int] | None, arg(help="height and width (default: what the student was trained at)")] = (
         None
     )
     passes: Annotated[tuple[float, ...] | None, arg(help="noise levels of a chunk's passes (default: its own)")] = None
+    first_passes: Annotated[tuple[float, ...] | None, arg(help="those of the first chunk, if others")] = None
     device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")] = None
+    compile: Annotated[bool, arg(help="torch.compile; minutes of warming up, faster chunks on a GPU")] = False
 
     def run(self, extra: Sequence[str]) -> None:
         """Check what is cheap to check, load, stream, and say how fast it went."""
         refuse(extra, type(self))
-        VideoWriter(self.out, fps=self.fps)  # refuses a bad name or rate before anything is loaded
+        self._refuse_contradictions()
+        for levels in (self.passes, self.first_passes):
+            if levels is not None:
+                check_passes(levels)
+        if self.batch is None and self.seeds is None:
+            self._one(self.out or Path("out.mp4"))
+        else:
+            self._many(self.out or Path("out"))
+
+    def _refuse_contradictions(self) -> None:
+        """Raise UserError for options that would have no effect beside others."""
+        if self.batch and (self.image or self.prompt is not None or self.seeds is not None):
+            raise UserError("--batch has images, prompts and seeds of its own; leave out --image, --prompt and --seeds")
+        if self.seeds is not None and self.seed:
+            raise UserError(f"--seed {self.seed} beside --seeds; add it to --seeds")
+        if self.format and not self.batch and self.seeds is None:
+            raise UserError("--format is for --batch and --seeds; for one video the name given with -o says it")
+        if self.sheet_frames is not None and self.sheet_frames < 1:
+            raise UserError(f"--sheet_frames {self.sheet_frames}; use 1 or a larger whole number")
+
+    def _one(self, out: Path) -> None:
+        VideoWriter(out, fps=self.fps)  # refuses a bad name or rate before anything is loaded
         total = frame_count(self.seconds, self.fps)
-        if self.image is None or self.prompt is None:
-            raise UserError(self._missing())
-        image = open_image(self.image)
-        student = load_student(self.model, student=self.student, device=self.device)
-        session = student.session(image, self.prompt, seed=self.seed, size=self.size, passes=self.passes)
+        picture, prompt = self._asked()
+        image, student = open_image(picture), self._student()
+        levels = {"passes": self.passes, "first_passes": self.first_passes}
+        session = student.session(image, prompt, seed=self.seed, size=self.size, **levels)
         scale = self.scale if self.scale is not None else enlargement(session.size)
-        made = record(session, total, self.out, fps=self.fps, scale=scale, metadata=self._metadata(session, student))
+        note = video_metadata(session, self.fps)
+        with Progress("generating", total, unit="frame") as bar:
+            made = record(session, total, out, fps=self.fps, scale=scale, metadata=note, advance=bar.advance)
         say(
             f"wrote {made.path}: {total} frames, {total / self.fps:.4g} s at {self.fps:g} fps, "
             f"{made.size[1]}x{made.size[0]}\n"
             f"first frame after {made.account.first_frame:.2f} s, then {made.account.fps:.1f} frames a second"
         )
+        self._write_sheet(out.with_suffix(".sheet.png"), [SheetRow(out, out.stem, prompt, self.seed)])
 
-    def _missing(self) -> str:
+    def _many(self, folder: Path) -> None:
+        if folder.suffix.lower() in WRITABLE:
+            raise UserError(f"-o {folder} names one video; --batch and --seeds need a folder, --format says what in it")
+        suffix = "" if self.format == "frames" else self.format or ".mp4"
+        VideoWriter(folder / f"*{suffix}", fps=self.fps, scale=1 if self.scale is None else self.scale)
+        mistakes = Mistakes(self.batch)
+        items, student = self._items(mistakes), self._student()
+        hashed = weights_hash(self.model, self.student)
+        batch = Batch(student, folder, suffix, self.fps, self.scale, self.passes, self.first_passes, hashed)
+        jobs = batch.plan(items, mistakes)
+        try:
+            outcome = batch.make(jobs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
+        say(f"{folder}: {len(outcome.whole)} videos, {outcome.there} of {len(jobs)} were there already")
+        rows = [SheetRow(job.path, job.item.name, job.item.prompt, job.item.seed) for job in outcome.whole]
+        self._write_sheet(folder / "sheet.png", rows)
+        if outcome.failed:
+            raise UserError(
+                f"{outcome.failed} of {len(jobs)} videos failed, for the reasons above; "
+                "the same command tries them once more"
+            )
+
+    def _items(self, mistakes: Mistakes) -> list[Item]:
+        picture, prompt = (Path(), "") if self.batch else self._asked()
+        usual = Item("", picture, prompt, self.seed, self.seconds, self.size)
+        return read_items(self.batch, usual, mistakes) if self.batch else seed_items(self.seeds or (), usual)
+
+    def _asked(self) -> tuple[Path, str]:
+        """Image and prompt; raises UserError where one is missing."""
+        if self.image is not None and self.prompt is not None:
+            return self.image, self.prompt
         lacking = "an --image and a --prompt" if self.image is None and self.prompt is None else ""
         lacking = lacking or ("an --image" if self.image is None else "a --prompt")
-        return f"generate needs {lacking}; for the embedded world `aad1 world-image 7 -o x.png` makes one of each"
+        raise UserError(
+            f"generate needs {lacking}; for the embedded world `aad1 world-image 7 -o x.png` makes one of each"
+        )
 
-    def _metadata(self, session: Session, student: Student) -> dict[str, object]:
-        return {
-            "prompt": session.prompt,
-            "seed": session.seed,
-            "model": student.name,
-            "fps": self.fps,
-            "size": list(session.size),
-            "passes": list(session.passes),
-            "aad1": version("aad1"),
-        }
+    def _student(self) -> Student:
+        dtype = DTYPES[self.dtype] if self.dtype else None
+        return load_student(self.model, student=self.student, device=self.device, dtype=dtype, compiled=self.compile)
+
+    def _write_sheet(self, path: Path, rows: Sequence[SheetRow]) -> None:
+        if self.sheet or self.sheet_frames:
+            for page in write_sheet(path, rows, self.sheet_frames or SHEET):
+                say(f"wrote {page}")
 
 
 @dataclass(frozen=True)

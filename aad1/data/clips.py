@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -102,18 +102,19 @@ def _read_list(source: Path) -> list[ClipFile]:
     """One clip a row of a .csv or .jsonl."""
     try:
         with source.open(encoding="utf-8-sig", newline="") as lines:
-            rows = _jsonl_rows(lines) if source.suffix.lower() == ".jsonl" else _csv_rows(lines, source)
+            rows = jsonl_rows(lines) if source.suffix.lower() == ".jsonl" else _csv_rows(lines, source)
             return [_from_row(source, number, row) for number, row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{source} cannot be read ({error}); save it as UTF-8 text") from None
 
 
-def _jsonl_rows(lines: Iterator[str]) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+def jsonl_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+    """Line number and object of every line that is not empty; None for what is no JSON object."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 row = None
             yield number, row if isinstance(row, dict) else None
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -266,6 +266,42 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             note = image.info.get("comment", "") or image.getexif().get(EXIF_DESCRIPTION, "")
     note = note.decode() if isinstance(note, bytes) else note
     return dict(json.loads(note)) if note else {}
+
+
+def read_frames(path: str | Path, count: int) -> NDArray[np.uint8]:
+    """At most ``count`` evenly spaced frames, first and last among them, of what VideoWriter wrote.
+
+    Returns uint8 [frames, height, width, 3]; memory is that of these frames alone. Raises UserError for a file that
+    is damaged or gone.
+    """
+    path = Path(path)
+    try:
+        return np.stack(list(_read_frames(path, count)))
+    except (OSError, ValueError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read back ({reason}); delete it and make it again") from None
+
+
+def _read_frames(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
+    if path.is_dir():
+        files = sorted(path.glob("*.png"), key=lambda file: (len(file.name), file.name))
+        yield from (open_image(files[index]) for index in evenly_spaced(len(files), count))
+    elif path.suffix.lower() == ".mp4":
+        with av.open(str(path)) as container:
+            wanted = set(evenly_spaced(container.streams.video[0].frames, count))
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    yield frame.to_ndarray(format="rgb24", interpolation=EXACT)
+    else:
+        with Image.open(path) as image:
+            for index in evenly_spaced(getattr(image, "n_frames", 1), count):
+                image.seek(index)
+                yield np.asarray(image.convert("RGB"))
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Indices of at most ``count`` among ``total`` frames, first and last among them."""
+    return [int(index) for index in np.linspace(0, total - 1, min(count, total)).round()]
 
 
 def say_colours(codec: Any) -> None:

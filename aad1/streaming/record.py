@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from aad1.data.media import HELD_IN_MEMORY, VideoWriter
 from aad1.errors import UserError
-from aad1.progress import Progress
 from aad1.streaming.accounting import Account
 from aad1.streaming.session import Session
 
@@ -41,32 +41,59 @@ def enlargement(size: tuple[int, int]) -> int:
     return max(1, SMALL_SIDE // max(size))
 
 
-def record(
-    session: Session, total: int, path: Path, *, fps: float, scale: int = 1, metadata: Mapping[str, Any] | None = None
-) -> Recording:
-    """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
+def video_metadata(session: Session, fps: float) -> dict[str, Any]:
+    """What a file says of itself, so that its video can be made again."""
+    first = {"first_passes": list(session.first_passes)} if session.first_passes != session.passes else {}
+    return {
+        "prompt": session.prompt,
+        "seed": session.seed,
+        "model": session.student.name,
+        "fps": fps,
+        "size": list(session.size),
+        "passes": list(session.passes),
+        **first,
+        "aad1": version("aad1"),
+    }
 
-    Raises:
-        UserError: when the enlarged picture is too large, an animation too long to be held in memory, or the output
-            cannot be written; nothing is left of it then.
+
+def check_recording(path: Path, total: int, size: tuple[int, int], *, fps: float, scale: int) -> None:
+    """Raise UserError for ``total`` frames of this (height, width), times ``scale``, that a file at ``path`` cannot
+    hold: an animation too long to be held in memory, or too large a picture.
     """
-    held = total * 3 * session.size[0] * session.size[1] * scale**2
+    held = total * 3 * size[0] * size[1] * scale**2
     if path.suffix.lower() in HELD_IN_MEMORY and held > MOST_HELD:
         raise UserError(
             f"{total} frames of {path} are {held / 2**30:.1f} GiB, held in memory until the last has come; "
             f"give fewer seconds (up to {MOST_HELD * total // held / fps:g}), a smaller scale, or write .mp4"
         )
-    if max(session.size) * scale > LARGEST_SIDE:
+    if max(size) * scale > LARGEST_SIDE:
         raise UserError(
-            f"scale {scale} makes {session.size[0]}x{session.size[1]} (height x width) larger than {LARGEST_SIDE} px "
-            f"a side; use at most {LARGEST_SIDE // max(session.size)}"
+            f"scale {scale} makes {size[0]}x{size[1]} (height x width) larger than {LARGEST_SIDE} px "
+            f"a side; use at most {LARGEST_SIDE // max(size)}"
         )
-    with (
-        VideoWriter(path, fps=fps, scale=scale, metadata=metadata) as video,
-        Progress("generating", total, unit="frame") as bar,
-    ):
+
+
+def record(
+    session: Session,
+    total: int,
+    path: Path,
+    *,
+    fps: float,
+    scale: int = 1,
+    metadata: Mapping[str, Any] | None = None,
+    advance: Callable[[int], object] = lambda frames: None,
+) -> Recording:
+    """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
+
+    ``advance`` is told how many frames each chunk has added.
+
+    Raises:
+        UserError: as ``check_recording``, and when the output cannot be written; nothing is left of it then.
+    """
+    check_recording(path, total, session.size, fps=fps, scale=scale)
+    with VideoWriter(path, fps=fps, scale=scale, metadata=metadata) as video:
         for part in session.frames(total):
             video.write(part)
-            bar.advance(len(part))
+            advance(len(part))
     height, width = session.size
     return Recording(path, total, (height * scale, width * scale), session.account)
