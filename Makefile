@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 
 # What the commands and tests of today need beside the core: plots and optical flow (the extra `eval`),
 # TensorBoard, and the tools that `make test` runs.
-TOOLS := tensorboard pytest pytest-xdist pytest-timeout hypothesis ruff mypy types-PyYAML pre-commit
+TOOLS := tensorboard openai schemathesis playwright httpx pytest pytest-xdist pytest-timeout hypothesis ruff mypy types-PyYAML pre-commit
 
 # Two test processes with one thread each: more threads would fight over the same cores.
 WORKERS ?= 2
@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 		touch $(UNFINISHED); \
 	fi
 	$(PIP) torch
-	$(PIP) -e ".[eval]" $(TOOLS)
+	$(PIP) -e ".[eval,serve]" $(TOOLS)
 	@rm -f $(UNFINISHED)
 	@touch $(STAMP)
 

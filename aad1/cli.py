@@ -1,4 +1,4 @@
-"""The command line: ``aad1 demo | new | prepare | train | distill | generate | serve | world-image``.
+"""The command line: ``aad1 demo | new | prepare | train | distill | generate | serve | bench | world-image``.
 
 Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, get_args
@@ -30,15 +31,27 @@ from aad1.data.media import WRITABLE, VideoWriter, open_image
 from aad1.data.world import SPLITS, make_clip
 from aad1.demo import Demo, DemoConfig
 from aad1.errors import UserError, nearest
+from aad1.evaluation import speed
+from aad1.files import write_atomic
 from aad1.progress import Progress
 from aad1.recipe import RECIPES, Recipe, load_recipe, recipe_names
 from aad1.runtime import keep_freed_memory
-from aad1.streaming import STUDENT, Student, check_passes, enlargement, frame_count, load_student, record
+from aad1.streaming import (
+    DTYPES,
+    STUDENT,
+    Student,
+    check_passes,
+    enlargement,
+    frame_count,
+    load_student,
+    load_teacher,
+    record,
+)
 from aad1.streaming.batch import COLUMNS, Batch, Item, Mistakes, read_items, seed_items, weights_hash
 from aad1.streaming.record import video_metadata
 from aad1.streaming.sheet import COLUMNS as SHEET
 from aad1.streaming.sheet import SheetRow, write_sheet
-from aad1.streaming.student import DTYPES
+from aad1.teacher_sampling import TeacherSampling
 from aad1.training.loop import Interrupted
 from aad1.workspace import Workspace
 
@@ -300,7 +313,8 @@ class Serve:
     def run(self, extra: Sequence[str]) -> None:
         """Load, warm up, serve."""
         refuse(extra, type(self))
-        run_server, settings_of = _server()
+        listen, run_server, settings_of = _server()
+        listening = listen(self.host, self.port)
         key = self.api_key or os.environ.get("AAD1_API_KEY") or None
         hosts = (*settings_of.hosts, self.host, *self.names) if self.host not in EVERYWHERE else (self.names or ("*",))
         settings = settings_of(
@@ -317,18 +331,56 @@ class Serve:
         student.warm_up()
         if self.host in EVERYWHERE and key is None:
             _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
-        say(f"serving {student.name}: open http://{self.host}:{self.port} (Ctrl-C ends it)")
-        run_server(student, settings, self.host, self.port)
+        say(f"serving {student.name}: open http://{self.host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        run_server(student, settings, listening)
 
 
-def _server() -> tuple[Any, Any]:
+def _server() -> tuple[Any, Any, Any]:
     """The server's parts, or how to get them."""
     try:
-        from aad1.serve.run import serve
+        from aad1.serve.run import listen, serve
         from aad1.serve.settings import Settings
     except ImportError as error:
         raise UserError(f"serving needs the package {error.name}; pip install 'aad1[serve]'") from None
-    return serve, Settings
+    return listen, serve, Settings
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast a student streams, in one, two and four passes, beside its many-step teacher.
+
+    First frame from the request, medians over the chunks after the second, VAE included; loading and files are
+    not counted. Example: aad1 bench stream --model tiny
+    """
+
+    what: Positional[Literal["stream"]]
+    model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
+    student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
+    chunks: Annotated[int, arg(help="chunks of a session")] = 20
+    passes: Annotated[tuple[int, ...], arg(help="numbers of passes a chunk to measure")] = (1, 2, 4)
+    teacher_steps: Annotated[int, arg(help="the teacher's steps, two passes each; 0 leaves it out")] = 48
+    out: Annotated[Path | None, arg(aliases=["-o"], help="JSON with every number")] = None
+    device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")] = None
+    compile: Annotated[bool, arg(help="torch.compile the student")] = False
+
+    def run(self, extra: Sequence[str]) -> None:
+        """Measure, and print the table."""
+        refuse(extra, type(self))
+        if self.chunks < 4 or not self.passes or min(self.passes) < 1 or self.teacher_steps < 0:
+            raise UserError("bench needs at least 4 --chunks, --passes of 1 or more, and --teacher_steps of 0 or more")
+        dtype = DTYPES[self.dtype] if self.dtype else None
+        options: dict[str, Any] = {"device": self.device, "dtype": dtype, "compiled": self.compile}
+        rows = speed.stream_speeds(
+            load_student(self.model, student=self.student, **options),
+            [speed.pass_levels(passes) for passes in self.passes],
+            self.chunks,
+            load_teacher(self.model, self.device, dtype) if self.teacher_steps else None,
+            TeacherSampling(steps=self.teacher_steps or 1),
+        )
+        say(speed.to_markdown(rows))
+        if self.out:
+            write_atomic(self.out, json.dumps([asdict(row) for row in rows], indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -384,6 +436,7 @@ Command = (
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[WorldImage, subcommand("world-image")]
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from aad1.errors import UserError
 from aad1.serve.app import create_app
@@ -12,14 +13,19 @@ from aad1.serve.settings import Settings
 from aad1.streaming import Student
 
 GRACE = 10  # seconds for open requests after SIGTERM
+SEND_BUFFER = 2**18  # bytes; what a client does not read must not pile up in the system either
 EVENT_SHARE = 2  # base64 and JSON make a picture larger
 
 
-def serve(student: Student, settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises UserError for an address that cannot be listened on."""
-    listening = _listen(host, port)
+def serve(student: Student, settings: Settings, listening: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    server_for(create_app(student, settings), settings).run(sockets=[listening])
+
+
+def server_for(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    """The HTTP server around the application, with the limits that are its own."""
     config = uvicorn.Config(
-        create_app(student, settings),
+        app,
         log_level="warning",
         ws_max_size=EVENT_SHARE * settings.upload,
         ws_max_queue=4,
@@ -27,16 +33,21 @@ def serve(student: Student, settings: Settings, host: str, port: int) -> None:
         timeout_graceful_shutdown=GRACE,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for this address; port 0 takes a free one. Raises UserError where that is not possible."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"port {port}; use a whole number from 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --port or --host") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port or --host"
+        ) from None
     return listening

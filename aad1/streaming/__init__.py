@@ -4,9 +4,10 @@ from aad1.streaming.accounting import Account, ChunkTime
 from aad1.streaming.noise import StreamNoise
 from aad1.streaming.record import Recording, enlargement, frame_count, record
 from aad1.streaming.session import Session, Student, check_passes, picture_size
-from aad1.streaming.student import STUDENT, load_student
+from aad1.streaming.student import DTYPES, STUDENT, load_student, load_teacher
 
 __all__ = [
+    "DTYPES",
     "STUDENT",
     "Account",
     "ChunkTime",
@@ -18,6 +19,7 @@ __all__ = [
     "enlargement",
     "frame_count",
     "load_student",
+    "load_teacher",
     "picture_size",
     "record",
 ]

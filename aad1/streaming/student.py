@@ -38,18 +38,28 @@ def load_student(
         UserError: when a part is missing or the device is not there.
     """
     where = pick_device(device)
-    on_gpu = where.type == "cuda"
-    folder = open_folder(
-        model_path(str(model)), dtype=dtype or (torch.bfloat16 if on_gpu else torch.float32), device=str(where)
-    )
+    folder = _open(model, where, dtype)
     generator = _generator(folder, student).eval().requires_grad_(False)
     if compiled:
         generator.advance = torch.compile(generator.advance)  # type: ignore[method-assign]
         generator.compile()
     # Half precision shows in the VAE's colours and saves little: it is the smallest part.
     vae = open_folder(folder.path, device=str(where)).vae()
-    overlap = on_gpu if overlap is None else overlap
+    overlap = where.type == "cuda" if overlap is None else overlap
     return Student(f"{model}/{student}", generator, vae, folder.text(), overlap)
+
+
+def load_teacher(
+    model: str | Path, device: str = "auto", dtype: torch.dtype | None = None
+) -> CausalWanTransformer3DModel:
+    """The bidirectional teacher of a Wan folder, on the same device and in the same type as its student would be."""
+    folder = _open(model, pick_device(device), dtype)
+    return folder.transformer(CausalWanTransformer3DModel).eval().requires_grad_(False)
+
+
+def _open(model: str | Path, device: torch.device, dtype: torch.dtype | None) -> WanFolder:
+    usual = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return open_folder(model_path(str(model)), dtype=dtype or usual, device=str(device))
 
 
 def _generator(folder: WanFolder, student: str) -> CausalWanTransformer3DModel:

@@ -1,0 +1,81 @@
+"""One forward a chunk against two: what it saves that a finished chunk enters the context with the next one's pass.
+
+    python benchmarks/one_forward.py [--model tiny] [--chunks 40]
+    python benchmarks/one_forward.py --shape 1.3b --latent 30 52 --chunks 3      # random weights, fewer blocks
+    python benchmarks/one_forward.py --shape 14b --latent 16 16 --chunks 3
+
+Chunks of one rollout each, in turns (one chunk by ``extend`` and ``forward``, the next by ``advance``), so that a
+machine's moods meet both alike; medians after the second chunk. Also prints the largest difference between the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import open_folder
+from aad1.models.context import Context
+from aad1.workspace import model_path
+
+BLOCKS = 2  # of the 30 or 40 that the real models have: every block costs the same
+SHAPES = {
+    "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960},
+    "14b": {"num_attention_heads": 40, "ffn_dim": 13824},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="a Wan folder with a student")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of these widths instead")
+    parser.add_argument("--latent", type=int, nargs=2, default=(8, 8), help="latent height and width")
+    parser.add_argument("--chunks", type=int, default=40)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    model = build(arguments.model, arguments.shape).eval().requires_grad_(False)
+    print(json.dumps(compare(model, tuple(arguments.latent), arguments.chunks), indent=2))
+
+
+def build(model: str, shape: str | None) -> CausalWanTransformer3DModel:
+    if shape is None:
+        return open_folder(model_path(model)).transformer(CausalWanTransformer3DModel, "student")
+    return CausalWanTransformer3DModel(num_layers=BLOCKS, **SHAPES[shape])
+
+
+@torch.no_grad()
+def compare(model: CausalWanTransformer3DModel, latent: tuple[int, int], chunks: int) -> dict[str, float | int]:
+    frames, channels = model.config.num_frames_per_block, model.config.in_channels
+    text, ones = torch.randn(1, 40, model.config.text_dim), torch.ones(1, frames)
+    finished = torch.randn(1, channels, 1, *latent)
+    two = one = Context()
+    spent: dict[str, list[float]] = {"two": [], "one": []}
+    difference = 0.0
+    for _ in range(chunks + 2):
+        noise = torch.randn(1, channels, frames, *latent)
+        start = time.perf_counter()
+        two = model.extend(two, finished, text)
+        v_two = model(noise, ones, text, visibility="block_causal", context=two)
+        middle = time.perf_counter()
+        v_one, one = model.advance(one, finished, noise, ones, text)
+        spent["two"].append(middle - start)
+        spent["one"].append(time.perf_counter() - middle)
+        difference = max(difference, float((v_two - v_one).abs().max() / v_two.abs().max()))
+        finished = noise - v_two
+    medians = {name: statistics.median(times[2:]) for name, times in spent.items()}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_a_chunk": frames * latent[0] * latent[1] // 4,
+        "two_passes_s": medians["two"],
+        "one_pass_s": medians["one"],
+        "ratio": medians["two"] / medians["one"],
+        "largest_relative_difference": difference,
+    }
+
+
+if __name__ == "__main__":
+    main()
