@@ -71,6 +71,11 @@ NAMES = ", ".join(recipe_names())
 RECIPE_HELP = f"one of {NAMES} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
 RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
 ResumeFlag = Annotated[bool, arg(help="go on from the last checkpoint")]
+ModelName = Annotated[str, arg(help="a Wan folder, or the name of a bundled one")]
+StudentName = Annotated[str, arg(help="a student in that folder, or the folder that a run exported")]
+Device = Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")]
+DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")]
+Compile = Annotated[bool, arg(help="torch.compile; minutes of warming up, faster chunks on a GPU")]
 Install = Annotated[bool, arg(help="afterwards put the trained part into the Wan folder (--model)")]
 
 
@@ -178,8 +183,8 @@ class Generate:
         arg(aliases=["-o"], help=".mp4, .gif, .webp, or a new folder for PNG frames; of many, the folder"),
     ] = None
     batch: Annotated[Path | None, arg(help=f"a .jsonl or .csv list of videos, with {', '.join(COLUMNS)}")] = None
-    model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
-    student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
+    model: ModelName = "tiny"
+    student: StudentName = STUDENT
     seed: Annotated[int, arg(help="another seed, another video; a longer video begins like a shorter one")] = 0
     seeds: Annotated[tuple[int, ...] | None, arg(help="a video from each of these seeds")] = None
     format: Annotated[Literal[".mp4", ".gif", ".webp", "frames"] | None, arg(help="of many videos (default: .mp4)")] = (
@@ -194,9 +199,9 @@ class Generate:
     )
     passes: Annotated[tuple[float, ...] | None, arg(help="noise levels of a chunk's passes (default: its own)")] = None
     first_passes: Annotated[tuple[float, ...] | None, arg(help="those of the first chunk, if others")] = None
-    device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")] = None
-    compile: Annotated[bool, arg(help="torch.compile; minutes of warming up, faster chunks on a GPU")] = False
+    device: Device = "auto"
+    dtype: DType = None
+    compile: Compile = False
 
     def run(self, extra: Sequence[str]) -> None:
         """Check what is cheap to check, load, stream, and say how fast it went."""
@@ -225,7 +230,7 @@ class Generate:
         VideoWriter(out, fps=self.fps)  # refuses a bad name or rate before anything is loaded
         total = frame_count(self.seconds, self.fps)
         picture, prompt = self._asked()
-        image, student = open_image(picture), self._student()
+        image, student = open_image(picture), student_of(self)
         levels = {"passes": self.passes, "first_passes": self.first_passes}
         session = student.session(image, prompt, seed=self.seed, size=self.size, **levels)
         scale = self.scale if self.scale is not None else enlargement(session.size)
@@ -245,7 +250,7 @@ class Generate:
         suffix = "" if self.format == "frames" else self.format or ".mp4"
         VideoWriter(folder / f"*{suffix}", fps=self.fps, scale=1 if self.scale is None else self.scale)
         mistakes = Mistakes(self.batch)
-        items, student = self._items(mistakes), self._student()
+        items, student = self._items(mistakes), student_of(self)
         hashed = weights_hash(self.model, self.student)
         batch = Batch(student, folder, suffix, self.fps, self.scale, self.passes, self.first_passes, hashed)
         jobs = batch.plan(items, mistakes)
@@ -277,10 +282,6 @@ class Generate:
             f"generate needs {lacking}; for the embedded world `aad1 world-image 7 -o x.png` makes one of each"
         )
 
-    def _student(self) -> Student:
-        dtype = DTYPES[self.dtype] if self.dtype else None
-        return load_student(self.model, student=self.student, device=self.device, dtype=dtype, compiled=self.compile)
-
     def _write_sheet(self, path: Path, rows: Sequence[SheetRow]) -> None:
         if self.sheet or self.sheet_frames:
             for page in write_sheet(path, rows, self.sheet_frames or SHEET):
@@ -295,8 +296,8 @@ class Serve:
     for a key. What jobs make is kept under --out. Example: aad1 serve, then open http://127.0.0.1:8000
     """
 
-    model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
-    student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
+    model: ModelName = "tiny"
+    student: StudentName = STUDENT
     host: Annotated[str, arg(help="address to listen on; 0.0.0.0 for every network")] = "127.0.0.1"
     port: int = 8000
     names: Annotated[tuple[str, ...], arg(help="other names under which clients call this server")] = ()
@@ -306,9 +307,9 @@ class Serve:
     live: Annotated[int, arg(help="live videos at once")] = 8
     queue: Annotated[int, arg(help="jobs that wait")] = 32
     fps: Annotated[float, arg(help="frames a second")] = 16.0
-    device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")] = None
-    compile: Annotated[bool, arg(help="torch.compile; minutes of warming up, faster chunks on a GPU")] = False
+    device: Device = "auto"
+    dtype: DType = None
+    compile: Compile = False
 
     def run(self, extra: Sequence[str]) -> None:
         """Load, warm up, serve."""
@@ -326,8 +327,7 @@ class Serve:
             live=self.live,
             queue=self.queue,
         )
-        dtype = DTYPES[self.dtype] if self.dtype else None
-        student = load_student(self.model, student=self.student, device=self.device, dtype=dtype, compiled=self.compile)
+        student = student_of(self)
         student.warm_up()
         if self.host in EVERYWHERE and key is None:
             _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
@@ -354,28 +354,26 @@ class Bench:
     """
 
     what: Positional[Literal["stream"]]
-    model: Annotated[str, arg(help="a Wan folder, or the name of a bundled one")] = "tiny"
-    student: Annotated[str, arg(help="a student in that folder, or the folder that a run exported")] = STUDENT
+    model: ModelName = "tiny"
+    student: StudentName = STUDENT
     chunks: Annotated[int, arg(help="chunks of a session")] = 20
     passes: Annotated[tuple[int, ...], arg(help="numbers of passes a chunk to measure")] = (1, 2, 4)
     teacher_steps: Annotated[int, arg(help="the teacher's steps, two passes each; 0 leaves it out")] = 48
     out: Annotated[Path | None, arg(aliases=["-o"], help="JSON with every number")] = None
-    device: Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")] = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")] = None
-    compile: Annotated[bool, arg(help="torch.compile the student")] = False
+    device: Device = "auto"
+    dtype: DType = None
+    compile: Compile = False
 
     def run(self, extra: Sequence[str]) -> None:
         """Measure, and print the table."""
         refuse(extra, type(self))
         if self.chunks < 4 or not self.passes or min(self.passes) < 1 or self.teacher_steps < 0:
             raise UserError("bench needs at least 4 --chunks, --passes of 1 or more, and --teacher_steps of 0 or more")
-        dtype = DTYPES[self.dtype] if self.dtype else None
-        options: dict[str, Any] = {"device": self.device, "dtype": dtype, "compiled": self.compile}
         rows = speed.stream_speeds(
-            load_student(self.model, student=self.student, **options),
+            student_of(self),
             [speed.pass_levels(passes) for passes in self.passes],
             self.chunks,
-            load_teacher(self.model, self.device, dtype) if self.teacher_steps else None,
+            load_teacher(self.model, self.device, dtype_of(self)) if self.teacher_steps else None,
             TeacherSampling(steps=self.teacher_steps or 1),
         )
         say(speed.to_markdown(rows))
@@ -449,6 +447,22 @@ GO_ON = ("demo", "prepare", "train", "distill")  # continue what they were stopp
 def recipe_of(command: New | Prepare | Train | Distill | DemoCommand, extra: Sequence[str]) -> Recipe:
     """The recipe a command names, with the values given beside it."""
     return load_recipe(command.recipe, extra, [field.name for field in fields(command)])
+
+
+def dtype_of(command: Generate | Serve | Bench) -> torch.dtype | None:
+    """The type of weights that a command names, None for the device's usual one."""
+    return DTYPES[command.dtype] if command.dtype else None
+
+
+def student_of(command: Generate | Serve | Bench) -> Student:
+    """The student a command names, loaded as it says."""
+    return load_student(
+        command.model,
+        student=command.student,
+        device=command.device,
+        dtype=dtype_of(command),
+        compiled=command.compile,
+    )
 
 
 def out_of(command: Prepare | Train | Distill | DemoCommand) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,7 +17,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
 from aad1.data.world import vocabulary
-from aad1.models.checkpoint_io import save_pipeline_folder
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.models.checkpoint_io import save_pipeline_folder, save_transformer
 from aad1.models.text import build_tiny_text
 
 TINY_TRANSFORMER: dict[str, Any] = {
@@ -63,6 +65,13 @@ def tiny_vae() -> AutoencoderKLWan:
 def tiny_text() -> tuple[Any, UMT5EncoderModel]:
     """(tokenizer, encoder), random weights."""
     return build_tiny_text(vocabulary(), seed=0)
+
+
+def with_student(folder: Path, path: Path, size: tuple[int, int]) -> Path:
+    """A copy of a Wan folder at ``path``, and in it a student of random weights for pictures of this size."""
+    shutil.copytree(folder, path)
+    save_transformer(build_tiny_transformer(CausalWanTransformer3DModel, seed=3, size=size), path / "student")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_transformer
+from conftest import build_tiny_transformer, with_student
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
@@ -34,10 +34,7 @@ Frames = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("batch") / "wan"
-    shutil.copytree(tiny_folder, path)
-    save_transformer(build_tiny_transformer(CausalWanTransformer3DModel, seed=3, size=(32, 32)), path / "student")
-    return path
+    return with_student(tiny_folder, tmp_path_factory.mktemp("batch") / "wan", size=(32, 32))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, islice
@@ -13,7 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_transformer
+from conftest import build_tiny_transformer, with_student
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +23,6 @@ from aad1.errors import UserError
 from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
 from aad1.evaluation.world import evaluate, protocol_clips
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import save_transformer
 from aad1.models.vae import decode_video, encode_image
 from aad1.rollout import roll_clip
 from aad1.streaming import StreamNoise, Student, check_passes, enlargement, frame_count, load_student, picture_size
@@ -36,10 +34,7 @@ SMALL = (32, 32)
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("streaming") / "wan"
-    shutil.copytree(tiny_folder, path)
-    save_transformer(build_tiny_transformer(CausalWanTransformer3DModel, seed=3, size=(64, 64)), path / "student")
-    return path
+    return with_student(tiny_folder, tmp_path_factory.mktemp("streaming") / "wan", size=(64, 64))
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -100,16 +102,27 @@ def _clip(path: Path, caption: str, name: str) -> ClipFile:
 
 def _read_list(source: Path) -> list[ClipFile]:
     """One clip a row of a .csv or .jsonl."""
+    return [_from_row(source, number, row) for number, row in list_rows(source, partial(_check_header, source))]
+
+
+def list_rows(
+    source: Path, check_header: Callable[[tuple[str, ...]], None]
+) -> list[tuple[int, Mapping[Any, object] | None]]:
+    """Line number and row of everything a .jsonl or .csv file lists; None for what is no JSON object.
+
+    check_header is given the columns of a .csv and raises UserError for wrong ones. Raises UserError for a file that
+    cannot be read as text.
+    """
     try:
         with source.open(encoding="utf-8-sig", newline="") as lines:
-            rows = jsonl_rows(lines) if source.suffix.lower() == ".jsonl" else _csv_rows(lines, source)
-            return [_from_row(source, number, row) for number, row in rows]
+            return list(_jsonl_rows(lines) if source.suffix.lower() == ".jsonl" else _csv_rows(lines, check_header))
+    except FileNotFoundError:
+        raise UserError(f"{source} does not exist; give a .jsonl or .csv list of videos") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{source} cannot be read ({error}); save it as UTF-8 text") from None
 
 
-def jsonl_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object] | None]]:
-    """Line number and object of every line that is not empty; None for what is no JSON object."""
+def _jsonl_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object] | None]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
@@ -119,15 +132,20 @@ def jsonl_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object]
             yield number, row if isinstance(row, dict) else None
 
 
-def _csv_rows(lines: Iterator[str], source: Path) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+def _csv_rows(
+    lines: Iterable[str], check_header: Callable[[tuple[str, ...]], None]
+) -> Iterator[tuple[int, Mapping[Any, object]]]:
     reader = csv.DictReader(lines)
-    columns = tuple(reader.fieldnames or ())
+    check_header(tuple(reader.fieldnames or ()))
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _check_header(source: Path, columns: tuple[str, ...]) -> None:
     for wanted in (VIDEO_COLUMNS, CAPTION_COLUMNS):
         if not set(wanted) & set(columns):
             names = " or ".join(repr(w) for w in wanted)
             raise UserError(f"{source} has the columns {', '.join(columns) or 'none'}; one must be named {names}")
-    for row in reader:
-        yield reader.line_num, row
 
 
 def _from_row(source: Path, number: int, row: Mapping[str, object] | None) -> ClipFile:

@@ -228,7 +228,7 @@ class VideoWriter:
         self._shape = frames.shape[1:]
         try:
             for frame in frames:
-                self._sink.add(frame.repeat(self.scale, axis=0).repeat(self.scale, axis=1))
+                self._sink.add(enlarge(frame, self.scale))
                 self.frames += 1
         except (OSError, av.FFmpegError) as error:
             raise self._user_error(error) from None
@@ -304,6 +304,17 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return [int(index) for index in np.linspace(0, total - 1, min(count, total)).round()]
 
 
+def enlarge(frames: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Every pixel of [..., height, width, 3] as ``scale`` x ``scale`` pixels."""
+    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def even_sides(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As 4:2:0 needs it: the last row and column of [..., height, width, 3] once more where a side is odd."""
+    odd = [(0, 0)] * (frames.ndim - 3) + [(0, side % 2) for side in frames.shape[-3:-1]] + [(0, 0)]
+    return np.pad(frames, odd, mode="edge")
+
+
 def say_colours(codec: Any) -> None:
     """Write BT.709 and limited range into a video's header, so that no player has to guess."""
     codec.colorspace = codec.color_primaries = codec.color_trc = BT709
@@ -373,8 +384,7 @@ class _Mp4(_Sink):
         say_colours(self.stream.codec_context)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        # 4:2:0 needs even sizes: repeat the last row and column.
-        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        frame = even_sides(frame)
         if self.stream is None:
             self._add_stream(*frame.shape[:2])
         self.container.mux(self.stream.encode(to_yuv(frame, self.pixel_format)))

@@ -16,15 +16,14 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from aad1.data.media import fit_image, video_to_tensor
 from aad1.data.world import make_clip
 from aad1.flow import shift_t
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.context import Context
-from aad1.models.vae import decode_video, encode_image, geometry
+from aad1.models.vae import decode_video, geometry
 from aad1.progress import Progress
 from aad1.runtime import peak_memory
-from aad1.streaming import Student, picture_size
+from aad1.streaming import Session, Student
 from aad1.streaming.accounting import mark, seconds
 from aad1.teacher_sampling import TeacherSampling, sample_teacher
 
@@ -68,9 +67,9 @@ def stream_speeds(
 ) -> list[Speed]:
     """A row for each list of noise levels, then the teacher's, if there is one."""
     with Progress("measuring", len(passes) + (teacher is not None), unit="row") as bar:
-        rows = []
+        rows, context = [], context_seconds(student, chunks)
         for levels in passes:
-            rows.append(student_speed(student, levels, chunks))
+            rows.append(student_speed(student, levels, chunks, context))
             bar.advance()
         if teacher is not None:
             rows.append(teacher_speed(student, teacher, sampling))
@@ -78,25 +77,22 @@ def stream_speeds(
     return rows
 
 
-def student_speed(student: Student, passes: Sequence[float], chunks: int) -> Speed:
-    """Stream ``chunks`` chunks of one session and read its account."""
+def student_speed(student: Student, passes: Sequence[float], chunks: int, context: float) -> Speed:
+    """Stream ``chunks`` chunks of one session and read its account; ``context`` as ``context_seconds`` has it."""
     student.warm_up(passes=passes)
-    clip = make_clip("test", 3, 1)
-    session = student.session(clip.frames[0], clip.caption, seed=1, passes=passes)
+    session = _session(student, passes)
     for _ in islice(session.chunks(), chunks):
         pass
-    account, settled = session.account, session.account.settled()
-    chunk, denoising, decoding = (
-        statistics.median(getattr(time_of, part) for time_of in settled) for part in ("total", "denoising", "decoding")
-    )
-    frames = settled[-1].frames
+    account = session.account
+    chunk, denoising, decoding = (account.median(part) or 0.0 for part in ("total", "denoising", "decoding"))
+    frames = account.recent[-1].frames
     return Speed(
         name=student.name,
         passes=len(passes),
         first_frame=account.first_frame or 0.0,
         chunk=chunk,
         denoising=denoising,
-        context=context_seconds(student, chunks),
+        context=context,
         decoding=decoding,
         fps=frames / chunk,
         denoiser_fps=frames / denoising,
@@ -107,7 +103,7 @@ def student_speed(student: Student, passes: Sequence[float], chunks: int) -> Spe
 @torch.no_grad()
 def context_seconds(student: Student, times: int) -> float:
     """Median of a pass that does nothing but write a chunk into a full context."""
-    generator, (image, text) = student.generator, _conditions(student)
+    generator, (image, text) = student.generator, _session(student).conditions()
     chunk = torch.randn_like(image.expand(-1, -1, generator.config.num_frames_per_block, -1, -1))
     context = generator.extend(Context(), image, text)
     for _ in range(max(1, generator.config.local_attn_size // chunk.shape[2])):
@@ -118,7 +114,7 @@ def context_seconds(student: Student, times: int) -> float:
 @torch.no_grad()
 def teacher_speed(student: Student, teacher: CausalWanTransformer3DModel, sampling: TeacherSampling) -> Speed:
     """Whole guided clips of the student's size, decoded by its VAE."""
-    image, text = _conditions(student)
+    image, text = _session(student).conditions()
     negative = student.text.embed([""]).to(text)
 
     def denoise() -> Tensor:
@@ -142,13 +138,10 @@ def teacher_speed(student: Student, teacher: CausalWanTransformer3DModel, sampli
     )
 
 
-def _conditions(student: Student) -> tuple[Tensor, Tensor]:
-    """A still of the embedded world at the student's size, encoded, and its caption."""
-    generator, vae, clip = student.generator, student.vae, make_clip("test", 3, 1)
-    size = picture_size(generator, vae, clip.frames.shape[1:3])
-    picture = video_to_tensor(fit_image(clip.frames[0], size)[None])[None]
-    image = encode_image(vae, picture.to(vae.device, vae.dtype)).to(generator.device, generator.dtype)
-    return image, student.text.embed([clip.caption]).to(generator.device, generator.dtype)
+def _session(student: Student, passes: Sequence[float] | None = None) -> Session:
+    """A still of the embedded world and its caption."""
+    clip = make_clip("test", 3, 1)
+    return student.session(clip.frames[0], clip.caption, seed=1, passes=passes)
 
 
 def _median_seconds(work: Callable[[], object], times: int, device: torch.device) -> float:

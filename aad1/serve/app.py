@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile, WebSocket
+from fastapi import Depends, FastAPI, File, Query, Request, Response, UploadFile, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from aad1.errors import UserError
-from aad1.serve.events import LARGEST_SEED
 from aad1.serve.guards import SameOrigin, UploadLimit, problem
 from aad1.serve.jobs import Full
 from aad1.serve.page import DOCS_POLICY, PAGE_POLICY, add_page
@@ -140,7 +139,7 @@ def add_videos(app: FastAPI, server: Server, keyed: list[Any]) -> None:
     @app.post("/v1/videos", dependencies=keyed, responses=problems(400, 401, 403, 413, 422, 429))
     async def create(
         request: Request,
-        form: Annotated[NewVideo, Depends(_form)],
+        form: Annotated[NewVideo, Depends()],
         input_reference: Annotated[UploadFile, File(description="the picture that the video begins with")],
     ) -> Video:
         """Ask for a video; it is made in the background."""
@@ -182,13 +181,3 @@ def add_videos(app: FastAPI, server: Server, keyed: list[Any]) -> None:
         job = server.job(id)
         server.jobs.delete(job)
         return Deleted(id=job.id)
-
-
-def _form(
-    prompt: Annotated[str, Form(description="what happens")],
-    model: Annotated[str | None, Form()] = None,
-    seconds: Annotated[str, Form(description="a number, as text")] = "4",
-    size: Annotated[str | None, Form(description="WIDTHxHEIGHT; by default the model's own")] = None,
-    seed: Annotated[int, Form(ge=0, le=LARGEST_SEED)] = 0,
-) -> NewVideo:
-    return NewVideo(prompt=prompt, model=model, seconds=seconds, size=size, seed=seed)

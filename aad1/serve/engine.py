@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from aad1.data.media import enlarge, even_sides
 from aad1.streaming import Session, Student, enlargement
 
 T = TypeVar("T")
@@ -48,17 +49,7 @@ class Engine:
 
     async def open(self, request: Request) -> Session:
         """A session for this request; errors as for ``Session``."""
-        return await self.run(self._open, request)
-
-    def _open(self, request: Request) -> Session:
-        return self.student.session(
-            request.image,
-            request.prompt,
-            seed=request.seed,
-            size=request.size,
-            passes=request.passes,
-            first_passes=request.first_passes,
-        )
+        return await self.run(partial(self.student.session, **vars(request)))
 
     async def chunk(self, chunks: Iterator[Frames]) -> Frames | None:
         """The next chunk of a session, or None after its last."""
@@ -70,13 +61,11 @@ class Engine:
 
 
 def enlarged(frames: Frames) -> Frames:
-    """Small pictures by a whole factor, so that players have no reason to blur them; sides made even for 4:2:0."""
-    scale = enlargement((frames.shape[1], frames.shape[2]))
-    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    return np.pad(large, ((0, 0), (0, large.shape[1] % 2), (0, large.shape[2] % 2), (0, 0)), mode="edge")
+    """Small pictures by a whole factor, so that players have no reason to blur them; with even sides, for 4:2:0."""
+    return even_sides(enlarge(frames, enlargement((frames.shape[1], frames.shape[2]))))
 
 
 def enlarged_size(size: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) that ``enlarged`` makes of pictures of this size."""
-    height, width = enlarged(np.zeros((1, *size, 3), np.uint8)).shape[1:3]
-    return height, width
+    height, width = (side * enlargement(size) for side in size)
+    return height + height % 2, width + width % 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -16,6 +17,12 @@ def same_origin(headers: Headers) -> bool:
     """Whether a browser that sent this did so from one of our own pages; other programs send no Origin."""
     origin = headers.get("origin")
     return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+
+
+def shows_key(headers: Headers, wanted: str | None, said: str = "") -> bool:
+    """Whether a client shows the API key that is wanted (None: any will do), as a bearer token or as ``said``."""
+    shown = (headers.get("authorization", "").removeprefix("Bearer "), said)
+    return wanted is None or any(secrets.compare_digest(key.encode(), wanted.encode()) for key in shown)
 
 
 def problem(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, object]:

@@ -15,6 +15,7 @@ from aad1.serve.requests import picture
 from aad1.serve.settings import Settings
 from aad1.serve.store import Job, VideoStore
 from aad1.streaming import Session, enlargement, frame_count
+from aad1.streaming.record import video_metadata
 
 
 class Full(UserError):
@@ -73,13 +74,14 @@ class Jobs:
             job = replace(job, status="in_progress")
             self.store.update(job)
             await self._record(job)
-            ended = replace(job, status="completed", progress=100, completed_at=int(time.time()))
+            ended = replace(job, status="completed", progress=100)
         except (UserError, OSError) as error:
-            ended = replace(job, status="failed", error=str(error), completed_at=int(time.time()))
+            ended = replace(job, status="failed", error=str(error))
         except (RuntimeError, MemoryError) as error:  # of torch: this job's fault or luck, not the server's end
-            ended = replace(job, status="failed", error=f"the model failed ({error})", completed_at=int(time.time()))
+            ended = replace(job, status="failed", error=f"the model failed ({error})")
         finally:
             self._making = None
+        ended = replace(ended, completed_at=int(time.time()))
         if job.id not in self.store.jobs:  # deleted meanwhile
             self.store.delete(job)
             return
@@ -90,10 +92,10 @@ class Jobs:
 
     async def _record(self, job: Job) -> None:
         image = picture(self.store.picture(job), self.settings)
-        session = await self.engine.open(Request(image, job.prompt, job.seed, job.size, job.passes))
+        session = await self.engine.open(Request(image, job.prompt, job.seed, job.size))
         self._making = job.id, session
         total, fps = frame_count(job.seconds, self.settings.fps), self.settings.fps
-        note = {"prompt": job.prompt, "seed": job.seed, "model": job.model, "fps": fps, "size": list(session.size)}
+        note = video_metadata(session, fps)
         scale, frames, left = enlargement(session.size), session.frames(total), total
         with VideoWriter(self.store.video(job), fps=fps, scale=scale, metadata=note) as video:
             while left > 0 and job.id in self.store.jobs:

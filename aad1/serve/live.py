@@ -18,6 +18,7 @@ from aad1.errors import UserError
 from aad1.serve.engine import Engine, Frames, enlarged, enlarged_size
 from aad1.serve.events import SessionInteraction, SessionStart, SessionStop, error_event, parse_event
 from aad1.serve.fragments import FragmentedMp4
+from aad1.serve.guards import shows_key
 from aad1.serve.metrics import Metrics
 from aad1.serve.requests import checked_prompt, live_request
 from aad1.serve.settings import Settings
@@ -76,7 +77,7 @@ class LiveVideo:
             if not isinstance(event, SessionStart):
                 await self._wrong("not_started", f"{event.type} before session.start; start a session first")
                 continue
-            if not self._may_enter(event.api_key):
+            if not shows_key(self.socket.headers, self.settings.api_key, event.api_key or ""):
                 await self._send(error_event("unauthorized", "the API key is missing or wrong"))
                 raise Hangup(POLICY)
             try:
@@ -86,22 +87,17 @@ class LiveVideo:
             except UserError as error:
                 await self._wrong("invalid_request", str(error))
 
-    def _may_enter(self, key: str | None) -> bool:
-        wanted = self.settings.api_key
-        header = self.socket.headers.get("authorization", "").removeprefix("Bearer ")
-        return wanted is None or any(secrets.compare_digest(k.encode(), wanted.encode()) for k in (key or "", header))
-
     # --- the video ----------------------------------------------------------------------------
 
     async def _play(self, start: SessionStart) -> None:
         assert self.session is not None
-        encoder = FragmentedMp4(enlarged_size(self.session.size), self.settings.fps)
-        height, width = enlarged_size(self.session.size)
+        size = enlarged_size(self.session.size)
+        encoder = FragmentedMp4(size, self.settings.fps)
         await self._send(
             {
                 "type": "session.started",
                 "id": f"session_{secrets.token_hex(8)}",
-                "size": [height, width],
+                "size": list(size),
                 "fps": self.settings.fps,
                 "mime": encoder.mime,
                 "seed": self.session.seed,
@@ -142,7 +138,7 @@ class LiveVideo:
                 if start.pace == "realtime":
                     await self._wait(pace.ahead())
             last = await asyncio.to_thread(encoder.close)
-            await self._send_binary(last)
+            await self._send(last)
         finally:
             self.session.cancel()
 
@@ -163,9 +159,7 @@ class LiveVideo:
             "first_frame_s": account.first_frame,
             "fps": account.fps,
         }
-        async with self._sending:
-            await self._patiently(self.socket.send_json(metadata))
-            await self._patiently(self.socket.send_bytes(piece))
+        await self._send(metadata, piece)
         pace.sent(len(frames))
         self.metrics.chunk(time_of, first_frame=account.first_frame if account.chunks == 1 else None)
 
@@ -228,13 +222,14 @@ class LiveVideo:
         if self._mistakes >= MOST_MISTAKES and self.session is None:
             raise Hangup(POLICY)
 
-    async def _send(self, event: dict[str, Any]) -> None:
+    async def _send(self, *messages: dict[str, Any] | bytes) -> None:
+        """Events and video, with nothing between them."""
         async with self._sending:
-            await self._patiently(self.socket.send_json(event))
-
-    async def _send_binary(self, data: bytes) -> None:
-        async with self._sending:
-            await self._patiently(self.socket.send_bytes(data))
+            for message in messages:
+                if isinstance(message, bytes):
+                    await self._patiently(self.socket.send_bytes(message))
+                else:
+                    await self._patiently(self.socket.send_json(message))
 
     async def _patiently(self, sending: Any) -> None:
         """Wait for a client that reads slowly, but not for one that has stopped."""

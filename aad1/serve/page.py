@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
 from pathlib import Path
 
 from fastapi import FastAPI, Response
@@ -11,8 +10,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
-from aad1.data.world import make_clip
-from aad1.serve.server import SAMPLES, Refusal
+from aad1.serve.server import SAMPLES, Refusal, sample
 
 STATIC = Path(__file__).with_name("static")
 PAGE_POLICY = "; ".join(
@@ -39,14 +37,9 @@ def add_page(app: FastAPI) -> None:
         return FileResponse(STATIC / "index.html")
 
     @app.get("/samples/{index}.png", include_in_schema=False)
-    async def sample(index: int) -> Response:
+    async def still(index: int) -> Response:
         if not 0 <= index < SAMPLES:
             raise Refusal(404, "there is no such picture", "not_found")
-        return Response(_still(index), media_type="image/png")
-
-
-@lru_cache
-def _still(index: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(make_clip("test", index, 1).frames[0]).save(file, "PNG")
-    return file.getvalue()
+        file = io.BytesIO()
+        Image.fromarray(sample(index).frames[0]).save(file, "PNG")
+        return Response(file.getvalue(), media_type="image/png")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import secrets
+from dataclasses import fields
+from functools import cache
 
 from fastapi import Request, WebSocket
 
-from aad1.data.world import make_clip
+from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError
 from aad1.models.text import has_closed_vocabulary
 from aad1.serve.engine import Engine
 from aad1.serve.events import error_event
-from aad1.serve.guards import same_origin
+from aad1.serve.guards import same_origin, shows_key
 from aad1.serve.jobs import Jobs
 from aad1.serve.live import TRY_LATER, LiveVideo
 from aad1.serve.metrics import Metrics
@@ -52,15 +53,16 @@ class Server:
 
     async def check_key(self, request: Request) -> None:
         """401 unless the request shows the API key, where one is asked for."""
-        wanted, shown = self.settings.api_key, request.headers.get("authorization", "").removeprefix("Bearer ")
-        if wanted is not None and not secrets.compare_digest(shown.encode(), wanted.encode()):
+        if not shows_key(request.headers, self.settings.api_key):
             raise Refusal(
                 401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'", "unauthorized"
             )
 
     async def new_job(self, request: Request, form: NewVideo, data: bytes) -> Job:
         """Check everything that was asked for, and queue it."""
-        if unknown := sorted(set(await request.form()) - set(NewVideo.model_fields) - {"input_reference"}):
+        if unknown := sorted(
+            set(await request.form()) - {field.name for field in fields(NewVideo)} - {"input_reference"}
+        ):
             raise UserError(f"unknown fields: {', '.join(unknown)}")
         if form.model not in (None, self.student.name):
             raise UserError(f"model '{form.model}' is not served here; leave it out, or use '{self.student.name}'")
@@ -104,7 +106,13 @@ class Server:
 
     def samples(self) -> list[Scene]:
         """Stills of the embedded world with their captions: something to animate."""
-        return [Scene(image=f"/samples/{i}.png", prompt=make_clip("test", i, 1).caption) for i in range(SAMPLES)]
+        return [Scene(image=f"/samples/{i}.png", prompt=sample(i).caption) for i in range(SAMPLES)]
+
+
+@cache
+def sample(index: int) -> Clip:
+    """A scene of the gallery, its first frame alone."""
+    return make_clip("test", index, 1)
 
 
 def wanted_size(text: str | None) -> tuple[int, int] | None:

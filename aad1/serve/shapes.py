@@ -1,20 +1,23 @@
 """What travels over HTTP: requests and answers, in OpenAI's shapes where it has them."""
 
-from __future__ import annotations
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from typing import Literal
-
+from fastapi import Form
 from pydantic import BaseModel
 
+from aad1.serve.events import LARGEST_SEED
 
-class NewVideo(BaseModel):
-    """The fields of a job, beside its picture. seconds: a number as text, as OpenAI's clients send it."""
 
-    prompt: str
-    model: str | None = None
-    seconds: str = "4"
-    size: str | None = None
-    seed: int = 0
+@dataclass
+class NewVideo:
+    """The fields of a job's form, beside its picture. seconds: a number as text, as OpenAI's clients send it."""
+
+    prompt: Annotated[str, Form(description="what happens")]
+    model: Annotated[str | None, Form()] = None
+    seconds: Annotated[str, Form(description="a number, as text")] = "4"
+    size: Annotated[str | None, Form(description="WIDTHxHEIGHT; by default the model's own")] = None
+    seed: Annotated[int, Form(ge=0, le=LARGEST_SEED)] = 0
 
 
 class Fault(BaseModel):

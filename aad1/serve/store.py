@@ -34,7 +34,6 @@ class Job:
     seconds: float
     seed: int = 0
     size: tuple[int, int] | None = None
-    passes: tuple[float, ...] | None = None
     id: str = field(default_factory=lambda: f"video_{secrets.token_hex(16)}")
     status: Status = "queued"
     progress: int = 0

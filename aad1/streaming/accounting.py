@@ -58,6 +58,11 @@ class Account:
         skipped = max(0, SETTLED - (self.chunks - len(self.recent)))
         return list(self.recent)[skipped:] or list(self.recent)
 
+    def median(self, part: str) -> float | None:
+        """Of a field of ChunkTime, over the settled chunks; None before the first chunk."""
+        found = [getattr(chunk, part) for chunk in self.settled()]
+        return statistics.median(found) if found else None
+
     @property
     def fps(self) -> float | None:
         """Sustained frames per second; None before the first chunk."""
@@ -66,16 +71,11 @@ class Account:
 
     def report(self) -> dict[str, float | int | None]:
         """Everything, as numbers a JSON file can hold; seconds, frames per second and bytes."""
-        settled = self.settled()
-
-        def median(part: str) -> float | None:
-            return statistics.median(getattr(chunk, part) for chunk in settled) if settled else None
-
         return {
             "first_frame_s": self.first_frame,
-            "chunk_s": median("total"),
-            "denoising_s": median("denoising"),
-            "decoding_s": median("decoding"),
+            "chunk_s": self.median("total"),
+            "denoising_s": self.median("denoising"),
+            "decoding_s": self.median("decoding"),
             "fps": self.fps,
             "chunks": self.chunks,
             "frames": self.frames,

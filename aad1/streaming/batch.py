@@ -7,7 +7,6 @@ settings each file was made.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aad1.data.clips import jsonl_rows
+from aad1.data.clips import list_rows
 from aad1.data.media import VideoWriter, open_image, read_metadata
 from aad1.errors import UserError, nearest
 from aad1.files import sync, write_atomic, write_errors
@@ -99,22 +98,14 @@ def read_items(source: Path, usual: Item, mistakes: Mistakes) -> list[Item]:
     """
     if source.suffix.lower() not in (".jsonl", ".csv"):
         raise UserError(f"{source} is no list of videos; give a .jsonl file, or a .csv file with a header")
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(jsonl_rows(lines) if source.suffix.lower() == ".jsonl" else _csv_rows(lines, source))
-    except FileNotFoundError:
-        raise UserError(f"{source} does not exist; give a .jsonl or .csv list of videos") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{source} cannot be read ({error}); save it as UTF-8 text") from None
+    rows = list_rows(source, partial(_check_header, source))
     if not rows:
         raise UserError(f"{source} lists no videos; give each a line with {' and '.join(REQUIRED)}")
     items = [_item(row, replace(usual, line=line), source.parent, mistakes) for line, row in rows]
     return [item for item in items if item is not None]
 
 
-def _csv_rows(lines: Iterable[str], source: Path) -> Iterator[tuple[int, Mapping[Any, object]]]:
-    reader = csv.DictReader(lines)
-    columns = tuple(reader.fieldnames or ())
+def _check_header(source: Path, columns: tuple[str, ...]) -> None:
     mistakes = Mistakes(source)
     for column in columns:
         with mistakes.noted(1):
@@ -123,8 +114,6 @@ def _csv_rows(lines: Iterable[str], source: Path) -> Iterator[tuple[int, Mapping
         if lacking := [column for column in REQUIRED if column not in columns]:
             raise UserError(f"no column {' and no column '.join(lacking)}; the first line names the columns")
     mistakes.refuse()  # or every line would repeat them
-    for row in reader:
-        yield reader.line_num, row
 
 
 def _item(row: Mapping[Any, object] | None, usual: Item, folder: Path, mistakes: Mistakes) -> Item | None:

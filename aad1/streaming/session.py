@@ -152,6 +152,12 @@ class Session:
             if total <= 0:
                 return
 
+    def conditions(self) -> tuple[Tensor, Tensor]:
+        """What the generator is given: the image's latent frame [1, channels, 1, h, w], the prompt [1, length, dim]."""
+        generator, vae = self.student.generator, self.student.vae
+        picture = video_to_tensor(self.image[None])[None].to(vae.device, vae.dtype)
+        return encode_image(vae, picture).to(generator.device, generator.dtype), self._embedded
+
     def _in_turn(self) -> Iterator[Decoded]:
         """Make a chunk, decode it, hand it over."""
         decoder = DecodeStream(self.student.vae)
@@ -178,9 +184,7 @@ class Session:
             yield Latents(values, start, mark(device))
 
     def _latents(self) -> Iterator[Tensor]:
-        generator, vae = self.student.generator, self.student.vae
-        picture = video_to_tensor(self.image[None])[None].to(vae.device, vae.dtype)
-        image = encode_image(vae, picture).to(generator.device, generator.dtype)
+        generator, (image, _) = self.student.generator, self.conditions()
         noise = StreamNoise([self.seed], image, generator.config.num_frames_per_block)
         levels = {"levels": self.passes, "first_levels": self.first_passes}
         made = rollout(generator, image, self._texts(), noise, renoise=noise.again, **levels)

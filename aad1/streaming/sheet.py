@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from aad1.data.media import read_frames
+from aad1.data.media import enlarge, read_frames
 from aad1.files import write_atomic, write_errors
 from aad1.streaming.record import enlargement
 
@@ -60,7 +60,7 @@ def _strip(row: SheetRow, columns: int) -> Image.Image:
     """A video's label, and its frames below."""
     frames = read_frames(row.path, columns)
     scale = enlargement((frames.shape[1], frames.shape[2]))
-    tiles = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    tiles = enlarge(frames, scale)
     count, height, width, _ = tiles.shape
     strip = Image.new("RGB", (count * (width + GAP) - GAP, label_height(height) + height), PAPER)
     font = ImageFont.load_default(_letters(height))
