@@ -1,8 +1,8 @@
 """One forward a chunk against two: what it saves that a finished chunk enters the context with the next one's pass.
 
     python benchmarks/one_forward.py [--model tiny] [--chunks 40]
-    python benchmarks/one_forward.py --shape 1.3b --latent 30 52 --chunks 3      # random weights, fewer blocks
-    python benchmarks/one_forward.py --shape 14b --latent 16 16 --chunks 3
+    python benchmarks/one_forward.py --shape 1.3b --latent 30 52 --chunks 8      # random weights, fewer blocks
+    python benchmarks/one_forward.py --shape 14b --latent 16 16 --chunks 8
 
 Chunks of one rollout each, in turns (one chunk by ``extend`` and ``forward``, the next by ``advance``), so that a
 machine's moods meet both alike; medians after the second chunk. Also prints the largest difference between the two.
@@ -23,6 +23,7 @@ from aad1.models.context import Context
 from aad1.workspace import model_path
 
 BLOCKS = 2  # of the 30 or 40 that the real models have: every block costs the same
+TEXT, WAN_TEXT = 40, 512  # tokens of a prompt, as the embedded model and Wan pad it
 SHAPES = {
     "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960},
     "14b": {"num_attention_heads": 40, "ffn_dim": 13824},
@@ -38,7 +39,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model = build(arguments.model, arguments.shape).eval().requires_grad_(False)
-    print(json.dumps(compare(model, tuple(arguments.latent), arguments.chunks), indent=2))
+    tokens = WAN_TEXT if arguments.shape else TEXT
+    print(json.dumps(compare(model, tuple(arguments.latent), arguments.chunks, tokens), indent=2))
 
 
 def build(model: str, shape: str | None) -> CausalWanTransformer3DModel:
@@ -48,9 +50,11 @@ def build(model: str, shape: str | None) -> CausalWanTransformer3DModel:
 
 
 @torch.no_grad()
-def compare(model: CausalWanTransformer3DModel, latent: tuple[int, int], chunks: int) -> dict[str, float | int]:
+def compare(
+    model: CausalWanTransformer3DModel, latent: tuple[int, int], chunks: int, tokens: int
+) -> dict[str, float | int]:
     frames, channels = model.config.num_frames_per_block, model.config.in_channels
-    text, ones = torch.randn(1, 40, model.config.text_dim), torch.ones(1, frames)
+    text, ones = torch.randn(1, tokens, model.config.text_dim), torch.ones(1, frames)
     finished = torch.randn(1, channels, 1, *latent)
     two = one = Context()
     spent: dict[str, list[float]] = {"two": [], "one": []}

@@ -24,9 +24,10 @@ from serving import CLIP, PICTURE, Client, RunningServer, decode, running, start
 from aad1.cli import main
 from aad1.data.media import read_metadata
 from aad1.errors import UserError
+from aad1.serve.connection import MOST_MISTAKES
 from aad1.serve.engine import enlarged, enlarged_size
 from aad1.serve.fragments import FragmentedMp4
-from aad1.serve.live import MOST_MISTAKES, Pace
+from aad1.serve.live import Pace
 from aad1.serve.run import listen
 from aad1.serve.store import Job, VideoStore
 from aad1.streaming import Student, load_student
@@ -311,6 +312,35 @@ def test_the_prompt_changes_where_it_is_said_to(server: RunningServer, student: 
     assert [event["prompt"] == other for event in chunks] == [event["index"] >= first for event in chunks]
     assert client.video.startswith(alone(student, 2, first))
     assert not client.video.startswith(alone(student, 2, first + 1))
+
+
+def test_a_model_that_fails_ends_one_video_and_says_so(
+    server: RunningServer, student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = student.generator.advance
+
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(student.generator, "advance", fails)
+
+    async def conversation(client: Client) -> tuple[dict[str, Any], int]:
+        await client.say(start())
+        return await client.until("error"), await closed(client)
+
+    event, code = talk(server, conversation)
+    assert (event["code"], code) == ("failed", 1011)
+    assert "out of memory" in event["message"]
+    job = ask(server, seconds="0.5").json()["id"]
+    _wait(lambda: httpx.get(f"{server.url}/v1/videos/{job}").json()["status"] == "failed")
+    assert "out of memory" in httpx.get(f"{server.url}/v1/videos/{job}").json()["error"]["message"]
+    monkeypatch.setattr(student.generator, "advance", advance)
+
+    async def another(client: Client) -> dict[str, Any]:
+        await client.say(start(max_seconds=0.5))
+        return await client.until("session.done")
+
+    assert talk(server, another)["reason"] == "finished"
 
 
 def test_eight_clients_at_once_are_served_alike_and_each_gets_its_own_video(

@@ -127,6 +127,23 @@ def test_a_new_prompt_changes_what_comes_after_it(student: Student) -> None:
     assert (rest != plain[17:]).any()
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_each_chunk_says_its_own_prompt(student: Student, overlap: bool) -> None:
+    session = replace(student, overlap=overlap).session(CLIP.frames[0], CLIP.caption, size=SMALL)
+    assert session.switch("a red disc") == 0
+    plain, switched, shown = student.session(CLIP.frames[0], "a red disc", size=SMALL), -1, []
+    for index, (frames, same) in enumerate(zip(session.chunks(), plain.chunks(), strict=True)):
+        shown.append(session.shown)
+        assert (shown[-1] == "a red disc") == (index < switched or switched < 0)
+        assert (shown[-1] == "a red disc") == bool((frames == same).all())
+        if index == 2:
+            switched = session.switch("a blue square moves left fast")
+            assert session.prompt == "a blue square moves left fast"
+        if index == 5:
+            break
+    assert switched == (4 if overlap else 3)
+
+
 def test_any_picture_is_cut_to_the_video(student: Student) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (91, 150, 3), dtype=np.uint8)
     session = student.session(picture, "a red disc", size=(32, 48))

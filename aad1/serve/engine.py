@@ -8,6 +8,7 @@ starve another.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from aad1.data.media import enlarge, even_sides
 from aad1.streaming import Session, Student, enlargement
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]
 
 
@@ -36,16 +38,25 @@ class Request:
     first_passes: tuple[float, ...] | None = None
 
 
+class Failed(Exception):
+    """Work that the machine could not do, such as for want of memory: this request's luck, not the server's end."""
+
+
 class Engine:
     """Runs a student's work in a thread of its own, first come first served."""
 
     def __init__(self, student: Student) -> None:
         self.student = student
         self._thread = ThreadPoolExecutor(1, "engine")
+        self._aside = ThreadPoolExecutor(1, "pictures")
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Wait for a turn, and for the work."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *arguments))
+        """Wait for a turn, and for the work; Failed when the machine could not do it."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(attempt, work, *arguments))
+
+    async def aside(self, work: Callable[..., T], *arguments: object) -> T:
+        """Work that does not need the device: one at a time, for a large picture takes memory while it is read."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, partial(attempt, work, *arguments))
 
     async def open(self, request: Request) -> Session:
         """A session for this request; errors as for ``Session``."""
@@ -57,7 +68,17 @@ class Engine:
 
     def close(self) -> None:
         """Finish the turn that is taken and take no more."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._aside, self._thread):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def attempt(work: Callable[..., T], *arguments: object) -> T:
+    """The work, with what torch raises when it cannot go on as Failed."""
+    try:
+        return work(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        log.exception("the model failed")
+        raise Failed(f"the model failed ({error})") from error
 
 
 def enlarged(frames: Frames) -> Frames:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from aad1.data.media import VideoWriter
 from aad1.errors import UserError
-from aad1.serve.engine import Engine, Request
+from aad1.serve.engine import Engine, Failed, Request
 from aad1.serve.metrics import Metrics
 from aad1.serve.requests import picture
 from aad1.serve.settings import Settings
@@ -75,10 +75,8 @@ class Jobs:
             self.store.update(job)
             await self._record(job)
             ended = replace(job, status="completed", progress=100)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, Failed) as error:
             ended = replace(job, status="failed", error=str(error))
-        except (RuntimeError, MemoryError) as error:  # of torch: this job's fault or luck, not the server's end
-            ended = replace(job, status="failed", error=f"the model failed ({error})")
         finally:
             self._making = None
         ended = replace(ended, completed_at=int(time.time()))
@@ -91,7 +89,7 @@ class Jobs:
         self.metrics.jobs.labels(ended.status).inc()
 
     async def _record(self, job: Job) -> None:
-        image = picture(self.store.picture(job), self.settings)
+        image = await self.engine.aside(picture, self.store.picture(job), self.settings)
         session = await self.engine.open(Request(image, job.prompt, job.seed, job.size))
         self._making = job.id, session
         total, fps = frame_count(job.seconds, self.settings.fps), self.settings.fps

@@ -10,13 +10,13 @@ import asyncio
 import secrets
 import time
 from contextlib import suppress
-from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from aad1.errors import UserError
-from aad1.serve.engine import Engine, Frames, enlarged, enlarged_size
-from aad1.serve.events import SessionInteraction, SessionStart, SessionStop, error_event, parse_event
+from aad1.serve.connection import INTERNAL, LOST, NORMAL, POLICY, Connection, Hangup
+from aad1.serve.engine import Engine, Failed, Frames, enlarged, enlarged_size
+from aad1.serve.events import SessionInteraction, SessionStart, SessionStop, error_event
 from aad1.serve.fragments import FragmentedMp4
 from aad1.serve.guards import shows_key
 from aad1.serve.metrics import Metrics
@@ -24,81 +24,68 @@ from aad1.serve.requests import checked_prompt, live_request
 from aad1.serve.settings import Settings
 from aad1.streaming import Session
 
-MOST_MISTAKES = 20
-POLICY, TRY_LATER, NORMAL = 1008, 1013, 1000
+
+async def serve_live(socket: WebSocket, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+    """Serve a connection from its first event to its last, and close it."""
+    connection, code = Connection(socket, settings, metrics), NORMAL
+    try:
+        start, session = await open_session(connection, engine)
+        await LiveVideo(connection, engine, session, start).play()
+    except Hangup as hangup:
+        code = hangup.code
+    except Failed as error:
+        code = INTERNAL
+        with suppress(Hangup, *LOST):
+            await connection.send(error_event("failed", str(error)))
+    except LOST:
+        return
+    with suppress(*LOST):
+        await socket.close(code)
 
 
-class Hangup(Exception):
-    """Close the connection with this code; the client has been told why."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
+async def open_session(connection: Connection, engine: Engine) -> tuple[SessionStart, Session]:
+    """Hear ``session.start`` and open the session; mistakes may be put right on the same connection."""
+    settings = connection.settings
+    while True:
+        try:
+            event = await asyncio.wait_for(connection.hear(), settings.patience)
+        except TimeoutError:
+            await connection.wrong("timeout", f"no session.start within {settings.patience:g} seconds")
+            raise Hangup(POLICY) from None
+        if event is None:
+            continue
+        if not isinstance(event, SessionStart):
+            await connection.wrong("not_started", f"{event.type} before session.start; start a session first")
+            continue
+        if not shows_key(connection.socket.headers, settings.api_key, event.api_key or ""):
+            await connection.send(error_event("unauthorized", "the API key is missing or wrong"))
+            raise Hangup(POLICY)
+        try:
+            return event, await engine.open(await engine.aside(live_request, event, settings))
+        except UserError as error:
+            await connection.wrong("invalid_request", str(error))
 
 
 class LiveVideo:
-    """A connection from its first event to its last."""
+    """A session that plays on a connection until it is stopped, finished or alone."""
 
-    def __init__(self, socket: WebSocket, engine: Engine, settings: Settings, metrics: Metrics) -> None:
-        self.socket, self.engine, self.settings, self.metrics = socket, engine, settings, metrics
-        self.session: Session | None = None
+    def __init__(self, connection: Connection, engine: Engine, session: Session, start: SessionStart) -> None:
+        self.connection, self.engine, self.session, self.start = connection, engine, session, start
+        self.fps = connection.settings.fps
+        self.pace = Pace(self.fps, connection.settings.lead)
         self.stopped = asyncio.Event()
         self.reason = "stopped"
-        self._mistakes = 0
-        self._sending = asyncio.Lock()  # a chunk is two messages that must stay together
 
-    async def run(self) -> None:
-        """Serve the connection until it ends, and close it."""
-        try:
-            start = await self._start()
-            await self._play(start)
-            code = NORMAL
-        except Hangup as hangup:
-            code = hangup.code
-        except (WebSocketDisconnect, RuntimeError):  # starlette raises the latter for a socket closed meanwhile
-            return
-        finally:
-            if self.session is not None:
-                self.session.cancel()
-        with suppress(RuntimeError, WebSocketDisconnect):
-            await self.socket.close(code)
-
-    # --- the beginning ------------------------------------------------------------------------
-
-    async def _start(self) -> SessionStart:
-        """Hear ``session.start`` and open the session; mistakes may be put right on the same connection."""
-        while True:
-            try:
-                event = await asyncio.wait_for(self._heard(), self.settings.patience)
-            except TimeoutError:
-                await self._wrong("timeout", f"no session.start within {self.settings.patience:g} seconds")
-                raise Hangup(POLICY) from None
-            if event is None:
-                continue
-            if not isinstance(event, SessionStart):
-                await self._wrong("not_started", f"{event.type} before session.start; start a session first")
-                continue
-            if not shows_key(self.socket.headers, self.settings.api_key, event.api_key or ""):
-                await self._send(error_event("unauthorized", "the API key is missing or wrong"))
-                raise Hangup(POLICY)
-            try:
-                request = live_request(event, self.settings)
-                self.session = await self.engine.open(request)
-                return event
-            except UserError as error:
-                await self._wrong("invalid_request", str(error))
-
-    # --- the video ----------------------------------------------------------------------------
-
-    async def _play(self, start: SessionStart) -> None:
-        assert self.session is not None
+    async def play(self) -> None:
+        """Send chunks and hear events; at the end the session's report."""
         size = enlarged_size(self.session.size)
-        encoder = FragmentedMp4(size, self.settings.fps)
-        await self._send(
+        encoder = FragmentedMp4(size, self.fps)
+        await self.connection.send(
             {
                 "type": "session.started",
                 "id": f"session_{secrets.token_hex(8)}",
                 "size": list(size),
-                "fps": self.settings.fps,
+                "fps": self.fps,
                 "mime": encoder.mime,
                 "seed": self.session.seed,
                 "prompt": self.session.prompt,
@@ -107,61 +94,54 @@ class LiveVideo:
         )
         hearing = asyncio.create_task(self._hear())
         try:
-            await self._send_chunks(start, encoder)
-        finally:
-            self.stopped.set()
-            hearing.cancel()
-            with suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
-                await hearing
-        if self._mistakes >= MOST_MISTAKES:
-            raise Hangup(POLICY)
-        report = self.session.account.report()
-        await self._send({"type": "session.done", "reason": self.reason, "report": report})
-
-    async def _send_chunks(self, start: SessionStart, encoder: FragmentedMp4) -> None:
-        assert self.session is not None
-        chunks, pace = self.session.chunks(), Pace(self.settings.fps, self.settings.lead)
-        left = round(start.max_seconds * self.settings.fps) if start.max_seconds else None
-        try:
-            while not self.stopped.is_set():
-                said = self.session.prompt
-                frames = await self.engine.chunk(chunks)
-                if frames is None:
-                    break
-                if left is not None:
-                    frames, left = frames[:left], left - len(frames)
-                piece = await asyncio.to_thread(_encode, encoder, frames)
-                await self._send_chunk(frames, piece, said, pace)
-                if left is not None and left <= 0:
-                    self.reason = "finished"
-                    break
-                if start.pace == "realtime":
-                    await self._wait(pace.ahead())
-            last = await asyncio.to_thread(encoder.close)
-            await self._send(last)
+            await self._send_chunks(encoder)
         finally:
             self.session.cancel()
+            hearing.cancel()
+            with suppress(asyncio.CancelledError, *LOST):
+                await hearing
+        report = self.session.account.report()
+        await self.connection.send({"type": "session.done", "reason": self.reason, "report": report})
 
-    async def _send_chunk(self, frames: Frames, piece: bytes, said: str, pace: Pace) -> None:
-        assert self.session is not None
+    # --- sending ------------------------------------------------------------------------------
+
+    async def _send_chunks(self, encoder: FragmentedMp4) -> None:
+        chunks, seconds = self.session.chunks(), self.start.max_seconds
+        left = round(seconds * self.fps) if seconds else None
+        while not self.stopped.is_set():
+            frames = await self.engine.chunk(chunks)
+            if frames is None:
+                break
+            if left is not None:
+                frames, left = frames[:left], left - len(frames)
+            await self._send_chunk(frames, await asyncio.to_thread(_encode, encoder, frames))
+            if left is not None and left <= 0:
+                self.reason = "finished"
+                break
+            if self.start.pace == "realtime":
+                await self._wait(self.pace.ahead())
+        await self.connection.send(await asyncio.to_thread(encoder.close))
+
+    async def _send_chunk(self, frames: Frames, piece: bytes) -> None:
         account = self.session.account
         time_of = account.recent[-1]
         metadata = {
             "type": "video.chunk_metadata",
             "index": account.chunks - 1,
             "frames": len(frames),
-            "start_s": pace.frames / self.settings.fps,
+            "start_s": self.pace.frames / self.fps,
             "bytes": len(piece),
-            "prompt": said,
+            "prompt": self.session.shown,
             "chunk_s": time_of.total,
             "denoising_s": time_of.denoising,
             "decoding_s": time_of.decoding,
             "first_frame_s": account.first_frame,
             "fps": account.fps,
         }
-        await self._send(metadata, piece)
-        pace.sent(len(frames))
-        self.metrics.chunk(time_of, first_frame=account.first_frame if account.chunks == 1 else None)
+        await self.connection.send(metadata, piece)
+        self.pace.sent(len(frames))
+        first = account.first_frame if account.chunks == 1 else None
+        self.connection.metrics.chunk(time_of, first_frame=first)
 
     async def _wait(self, seconds: float) -> None:
         """Until the video may go on, or is stopped."""
@@ -172,71 +152,29 @@ class LiveVideo:
     # --- hearing ------------------------------------------------------------------------------
 
     async def _hear(self) -> None:
-        """What the client says while its video plays."""
+        """What the client says while its video plays, until it says stop, or too much that is wrong."""
         try:
-            while not self.stopped.is_set() and self._mistakes < MOST_MISTAKES:
-                event = await self._heard()
+            while True:
+                event = await self.connection.hear()
                 if isinstance(event, SessionStop):
                     break
                 if isinstance(event, SessionInteraction):
                     await self._switch(event)
                 elif isinstance(event, SessionStart):
-                    await self._wrong("already_started", "this connection plays a video; open another for a second one")
-        except (WebSocketDisconnect, RuntimeError):
-            self.reason = "disconnected"
+                    message = "this connection plays a video; open another for a second one"
+                    await self.connection.wrong("already_started", message)
         finally:
             self.stopped.set()
 
     async def _switch(self, event: SessionInteraction) -> None:
-        assert self.session is not None
         try:
-            await self.engine.run(self.session.switch, checked_prompt(event.prompt, self.settings))
+            prompt = checked_prompt(event.prompt, self.connection.settings)
+            first = await self.engine.run(self.session.switch, prompt)
         except UserError as error:
-            await self._wrong("invalid_request", str(error))
+            await self.connection.wrong("invalid_request", str(error))
             return
-        ahead = 1 if self.session.student.overlap else 0
-        first = self.session.account.chunks + ahead
-        await self._send({"type": "session.interaction.applied", "prompt": event.prompt, "from_chunk": first})
-
-    async def _heard(self) -> SessionStart | SessionInteraction | SessionStop | None:
-        """One event, or None for something that is none (the client has been told)."""
-        message = await self.socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", NORMAL))
-        text = message.get("text")
-        if text is None:
-            await self._wrong("invalid_event", "a binary message; events are JSON text")
-            return None
-        try:
-            return parse_event(text)
-        except UserError as error:
-            await self._wrong("invalid_event", str(error))
-            return None
-
-    # --- sending ------------------------------------------------------------------------------
-
-    async def _wrong(self, code: str, message: str) -> None:
-        self._mistakes += 1
-        self.metrics.mistakes.labels(code).inc()
-        await self._send(error_event(code, message))
-        if self._mistakes >= MOST_MISTAKES and self.session is None:
-            raise Hangup(POLICY)
-
-    async def _send(self, *messages: dict[str, Any] | bytes) -> None:
-        """Events and video, with nothing between them."""
-        async with self._sending:
-            for message in messages:
-                if isinstance(message, bytes):
-                    await self._patiently(self.socket.send_bytes(message))
-                else:
-                    await self._patiently(self.socket.send_json(message))
-
-    async def _patiently(self, sending: Any) -> None:
-        """Wait for a client that reads slowly, but not for one that has stopped."""
-        try:
-            await asyncio.wait_for(sending, self.settings.patience)
-        except TimeoutError:
-            raise Hangup(TRY_LATER) from None
+        applied = {"type": "session.interaction.applied", "prompt": event.prompt, "from_chunk": first}
+        await self.connection.send(applied)
 
 
 def _encode(encoder: FragmentedMp4, frames: Frames) -> bytes:

@@ -11,11 +11,12 @@ from fastapi import Request, WebSocket
 from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError
 from aad1.models.text import has_closed_vocabulary
+from aad1.serve.connection import TRY_LATER
 from aad1.serve.engine import Engine
 from aad1.serve.events import error_event
 from aad1.serve.guards import same_origin, shows_key
 from aad1.serve.jobs import Jobs
-from aad1.serve.live import TRY_LATER, LiveVideo
+from aad1.serve.live import serve_live
 from aad1.serve.metrics import Metrics
 from aad1.serve.requests import checked_prompt, picture
 from aad1.serve.settings import Settings
@@ -66,7 +67,7 @@ class Server:
             raise UserError(f"unknown fields: {', '.join(unknown)}")
         if form.model not in (None, self.student.name):
             raise UserError(f"model '{form.model}' is not served here; leave it out, or use '{self.student.name}'")
-        image = picture(data, self.settings)
+        image = await self.engine.aside(picture, data, self.settings)
         size = picture_size(self.student.generator, self.student.vae, image.shape[:2], wanted_size(form.size))
         text = checked_prompt(form.prompt, self.settings)
         await self.engine.run(self.student.text.embed, [text])  # refuses unknown words now, not in the queue
@@ -87,7 +88,7 @@ class Server:
             return
         self.live += 1
         try:
-            await LiveVideo(socket, self.engine, self.settings, self.metrics).run()
+            await serve_live(socket, self.engine, self.settings, self.metrics)
         finally:
             self.live -= 1
 

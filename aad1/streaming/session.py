@@ -75,10 +75,18 @@ class Student:
         return DecodingThread(self.vae.device)
 
 
+class Prompt(NamedTuple):
+    """What was said, and its embedding [1, length, dim]."""
+
+    text: str
+    embedded: Tensor
+
+
 class Latents(NamedTuple):
-    """A chunk that is made, and when its making began and ended."""
+    """A chunk that is made, its prompt, and when its making began and ended."""
 
     values: Tensor
+    prompt: str
     start: Mark
     end: Mark
 
@@ -88,7 +96,8 @@ class Session:
 
     ``image`` is uint8 [height, width, 3] of any size; ``size`` (height, width) is that of the video, by
     default ``picture_size``'s choice; ``passes`` are the noise levels of a chunk's passes, by default those
-    the student was distilled for, and ``first_passes`` those of the first chunk, if it is to have more.
+    the student was distilled for, and ``first_passes`` those of the first chunk, if it is to have more. ``shown``
+    is the prompt of the chunk that was handed over last.
 
     Raises:
         UserError: for a size that does not divide or is too large, passes that do not fall from 1, a negative
@@ -113,17 +122,24 @@ class Session:
         self.passes = check_passes(generator.config.passes if passes is None else passes)
         self.first_passes = self.passes if first_passes is None else check_passes(first_passes)
         self.image = fit_image(image, self.size)
-        self.cancelled = False
+        self.shown = prompt
+        self.cancelled, self._begun = False, 0
         self.switch(prompt)
 
-    def switch(self, prompt: str) -> None:
-        """Change the prompt from the next chunk that is made on; raises UserError for unknown words.
+    def switch(self, prompt: str) -> int:
+        """Change the prompt from the next chunk that is made on, and return that chunk's index.
 
-        With the student's ``overlap`` one chunk is made ahead of those handed over.
+        With the student's ``overlap`` one chunk is made ahead of those handed over. Raises UserError for unknown words.
         """
         generator = self.student.generator
-        self._embedded = self.student.text.embed([prompt]).to(generator.device, generator.dtype)
-        self.prompt = prompt
+        embedded = self.student.text.embed([prompt]).to(generator.device, generator.dtype)
+        self._said = Prompt(prompt, embedded)
+        return self._begun
+
+    @property
+    def prompt(self) -> str:
+        """Of the chunks that are still to be made."""
+        return self._said.text
 
     def cancel(self) -> None:
         """End ``chunks`` before the next chunk; may be called from another thread."""
@@ -134,7 +150,7 @@ class Session:
 
         The first chunk has one frame more than the others: the image itself, as the VAE decodes it.
         """
-        self.cancelled = False
+        self.cancelled, self._begun = False, 0
         if self.account.chunks:
             self.account = Account()
         parts = self._overlapped() if self.student.overlap else self._in_turn()
@@ -142,6 +158,7 @@ class Session:
             start = time.perf_counter()
             part = next(parts)
             self.account.add(part.time(time.perf_counter() - start))
+            self.shown = part.latents.prompt
             yield part.frames
 
     def frames(self, total: int) -> Iterator[Frames]:
@@ -156,7 +173,7 @@ class Session:
         """What the generator is given: the image's latent frame [1, channels, 1, h, w], the prompt [1, length, dim]."""
         generator, vae = self.student.generator, self.student.vae
         picture = video_to_tensor(self.image[None])[None].to(vae.device, vae.dtype)
-        return encode_image(vae, picture).to(generator.device, generator.dtype), self._embedded
+        return encode_image(vae, picture).to(generator.device, generator.dtype), self._said.embedded
 
     def _in_turn(self) -> Iterator[Decoded]:
         """Make a chunk, decode it, hand it over."""
@@ -181,7 +198,7 @@ class Session:
             start = mark(device)
             with torch.no_grad():  # around the work alone: the consumer's gradient mode is not ours to change
                 values = next(latents)
-            yield Latents(values, start, mark(device))
+            yield Latents(values, self._making.text, start, mark(device))
 
     def _latents(self) -> Iterator[Tensor]:
         generator, (image, _) = self.student.generator, self.conditions()
@@ -193,7 +210,9 @@ class Session:
 
     def _texts(self) -> Iterator[Tensor]:
         while True:
-            yield self._embedded
+            self._making = self._said
+            self._begun += 1
+            yield self._making.embedded
 
 
 # --- decoding ---------------------------------------------------------------------------------
