@@ -45,6 +45,7 @@ from aad1.streaming import (
     frame_count,
     load_student,
     load_teacher,
+    picture_size,
     record,
 )
 from aad1.streaming.batch import COLUMNS, Batch, Item, Mistakes, read_items, seed_items, weights_hash
@@ -75,7 +76,7 @@ ModelName = Annotated[str, arg(help="a Wan folder, or the name of a bundled one"
 StudentName = Annotated[str, arg(help="a student in that folder, or the folder that a run exported")]
 Device = Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")]
-Compile = Annotated[bool, arg(help="torch.compile; minutes of warming up, faster chunks on a GPU")]
+Compile = Annotated[bool, arg(help="torch.compile: a minute of warming up first, then faster chunks")]
 Install = Annotated[bool, arg(help="afterwards put the trained part into the Wan folder (--model)")]
 
 
@@ -232,6 +233,8 @@ class Generate:
         picture, prompt = self._asked()
         image, student = open_image(picture), student_of(self)
         levels = {"passes": self.passes, "first_passes": self.first_passes}
+        if self.compile:
+            warm_up(student, picture_size(student.generator, student.vae, image.shape[:2], self.size), self.passes)
         session = student.session(image, prompt, seed=self.seed, size=self.size, **levels)
         scale = self.scale if self.scale is not None else enlargement(session.size)
         note = video_metadata(session, self.fps)
@@ -254,6 +257,8 @@ class Generate:
         hashed = weights_hash(self.model, self.student)
         batch = Batch(student, folder, suffix, self.fps, self.scale, self.passes, self.first_passes, hashed)
         jobs = batch.plan(items, mistakes)
+        if self.compile:
+            warm_up(student, self.size, self.passes)
         try:
             outcome = batch.make(jobs)
         except KeyboardInterrupt:
@@ -328,7 +333,10 @@ class Serve:
             queue=self.queue,
         )
         student = student_of(self)
-        student.warm_up()
+        if self.compile:
+            warm_up(student)
+        else:
+            student.warm_up()
         if self.host in EVERYWHERE and key is None:
             _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
         say(f"serving {student.name}: open http://{self.host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
@@ -463,6 +471,12 @@ def student_of(command: Generate | Serve | Bench) -> Student:
         dtype=dtype_of(command),
         compiled=command.compile,
     )
+
+
+def warm_up(student: Student, size: tuple[int, int] | None = None, passes: Sequence[float] | None = None) -> None:
+    """Warm a student up, and show how far that is."""
+    with Progress("warming up", student.warming, unit="chunk") as bar:
+        student.warm_up(size, passes, bar.advance)
 
 
 def out_of(command: Prepare | Train | Distill | DemoCommand) -> Path:

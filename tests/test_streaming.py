@@ -180,6 +180,47 @@ def test_a_student_is_found_in_the_folder_or_by_path(folder: Path) -> None:
         load_student(folder, student="pupil", device="cpu")
 
 
+def test_warming_up_sees_every_length_of_the_context(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    advance = student.generator.advance
+
+    def watched(context: Any, *rest: Any) -> Any:
+        held.append(context.frames)
+        return advance(context, *rest)
+
+    monkeypatch.setattr(student.generator, "advance", watched)
+    student.warm_up()
+    lengths, warm = set(held), len(held)
+    assert warm == student.warming
+    list(student.session(CLIP.frames[0], CLIP.caption).frames(17 + 16 * 6))
+    assert set(held[warm:]) == lengths
+
+
+def test_a_compiled_student_makes_the_same_video_and_is_compiled_when_it_is_warm(folder: Path) -> None:
+    plain, compiled = (load_student(folder, device="cpu") for _ in range(2))
+    graphs = 0
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compiled.generator.compile_blocks(backend=counting)  # type: ignore[arg-type]
+    compiled.warm_up(SMALL)
+    warm = graphs
+    assert 0 < warm <= compiled.warming  # one for each length of the context, whatever the number of blocks
+    assert close(video(compiled, 81), video(plain, 81))
+    assert graphs == warm
+
+
+def test_a_compiler_that_is_not_there_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    student = load_student(folder, device="cpu", compiled=True)
+    with pytest.raises(UserError, match=r"torch.compile does not work here \(.*compiler"):
+        student.warm_up(SMALL)
+
+
 # --- rows of evaluation -----------------------------------------------------------------------
 
 

@@ -104,6 +104,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             rope_max_seq_len,
             pos_embed_seq_len,
         )
+        self._run_block = run_block
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Run each block through torch.compile: one graph for all of them, and for each length of the context."""
+        self._run_block = torch.compile(run_block, backend=backend)
 
     @property
     def span(self) -> Span:
@@ -186,9 +191,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         for index, block in enumerate(self.blocks):
             past = context.layer(index) if context is not None else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                output = self._gradient_checkpointing_func(run_block, block, hidden, step, past)
+                output = self._gradient_checkpointing_func(self._run_block, block, hidden, step, past)
             else:
-                output = run_block(block, hidden, step, past)
+                output = self._run_block(block, hidden, step, past)
             hidden = output.hidden
             yield output
 

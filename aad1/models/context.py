@@ -39,6 +39,14 @@ class Span:
             return tuple(range(frames))
         return (*range(self.sink), *range(frames - past, frames))
 
+    @property
+    def settling(self) -> int | None:
+        """How many chunks of a stream see a context of another length each; None where it always grows."""
+        if self.window < 0:
+            return None
+        full = self.sink + self.window - self.chunk
+        return 2 + -(-(full - 1) // self.chunk)
+
 
 def chunk_slices(frames: int, chunk: int) -> list[slice]:
     """The image frame alone, then chunks of ``chunk`` latent frames; the last may be shorter."""

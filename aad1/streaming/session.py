@@ -8,7 +8,7 @@ student's weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +30,8 @@ from aad1.rollout import rollout
 from aad1.streaming.accounting import Account, ChunkTime, Mark, mark, seconds
 from aad1.streaming.noise import StreamNoise, check_seed
 
-WARM_UP_CHUNKS = 3
+COMPILER = ("torch._dynamo", "torch._inductor")
+WARM_UP_CHUNKS = 4  # where a context never settles
 
 Frames = NDArray[np.uint8]
 
@@ -62,12 +63,32 @@ class Student:
         """Open a video that begins with ``image``; arguments and errors as for ``Session``."""
         return Session(self, image, prompt, seed=seed, size=size, passes=passes, first_passes=first_passes)
 
-    def warm_up(self, size: tuple[int, int] | None = None, passes: Sequence[float] | None = None) -> None:
-        """Make a few chunks of nothing, so that kernels are chosen (and compiled) before anyone waits for them."""
+    def warm_up(
+        self,
+        size: tuple[int, int] | None = None,
+        passes: Sequence[float] | None = None,
+        advance: Callable[[int], object] = lambda chunks: None,
+    ) -> None:
+        """Make chunks of nothing until the context has its full length, so that kernels are chosen (and compiled).
+
+        ``advance`` is told of each chunk of ``warming``. Raises UserError where torch.compile does not work.
+        """
         picture = np.full((*(size or self.generator.config.size or (64, 64)), 3), 128, np.uint8)
         chunks = self.session(picture, "", size=size, passes=passes).chunks()
-        for _ in range(WARM_UP_CHUNKS):
-            next(chunks)
+        for _ in range(self.warming):
+            try:
+                next(chunks)
+            except RuntimeError as error:
+                if not type(error).__module__.startswith(COMPILER):
+                    raise
+                reason = str(error).partition("\n")[0]
+                raise UserError(f"torch.compile does not work here ({reason}); go on without it") from error
+            advance(1)
+
+    @property
+    def warming(self) -> int:
+        """How many chunks ``warm_up`` makes."""
+        return self.generator.span.settling or WARM_UP_CHUNKS
 
     @cached_property
     def decoding(self) -> DecodingThread:

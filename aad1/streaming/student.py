@@ -30,7 +30,7 @@ def load_student(
 
     model: a folder, or the name of a bundled one. student: a subfolder of it, or the path of a student that a
     run exported. dtype: of the transformer and text encoder, by default bfloat16 on a GPU and float32 on a CPU.
-    compiled: run its passes through torch.compile; the first chunks of the first session then take minutes
+    compiled: run its blocks through torch.compile, which takes a minute during the first chunks of the first session
     (``Student.warm_up``). overlap: decode beside the making of the next chunk, by default on a GPU only: on a CPU
     both would share the same cores.
 
@@ -41,8 +41,7 @@ def load_student(
     folder = _open(model, where, dtype)
     generator = _generator(folder, student).eval().requires_grad_(False)
     if compiled:
-        generator.advance = torch.compile(generator.advance)  # type: ignore[method-assign]
-        generator.compile()
+        generator.compile_blocks()
     # Half precision shows in the VAE's colours and saves little: it is the smallest part.
     vae = open_folder(folder.path, device=str(where)).vae()
     overlap = where.type == "cuda" if overlap is None else overlap
