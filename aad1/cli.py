@@ -41,7 +41,6 @@ from aad1.streaming import (
     STUDENT,
     Student,
     check_passes,
-    enlargement,
     frame_count,
     load_student,
     load_teacher,
@@ -49,7 +48,6 @@ from aad1.streaming import (
     record,
 )
 from aad1.streaming.batch import COLUMNS, Batch, Item, Mistakes, read_items, seed_items, weights_hash
-from aad1.streaming.record import video_metadata
 from aad1.streaming.sheet import COLUMNS as SHEET
 from aad1.streaming.sheet import SheetRow, write_sheet
 from aad1.teacher_sampling import TeacherSampling
@@ -236,10 +234,8 @@ class Generate:
         if self.compile:
             warm_up(student, picture_size(student.generator, student.vae, image.shape[:2], self.size), self.passes)
         session = student.session(image, prompt, seed=self.seed, size=self.size, **levels)
-        scale = self.scale if self.scale is not None else enlargement(session.size)
-        note = video_metadata(session, self.fps)
         with Progress("generating", total, unit="frame") as bar:
-            made = record(session, total, out, fps=self.fps, scale=scale, metadata=note, advance=bar.advance)
+            made = record(session, total, out, fps=self.fps, scale=self.scale, advance=bar.advance)
         say(
             f"wrote {made.path}: {total} frames, {total / self.fps:.4g} s at {self.fps:g} fps, "
             f"{made.size[1]}x{made.size[0]}\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aad1.cli import main, parse
+from aad1.data.media import read_frames, read_metadata
 from aad1.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +108,16 @@ def test_what_is_said_to_be_in_a_file_is_in_it() -> None:
         found = defined(ROOT / file)
         missing += [f"{file}: {n}" for n in re.findall(r"`([\w.]+)", names) if n not in found]  # without arguments
     assert not missing
+
+
+def test_the_readmes_python_makes_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    assert len([line for line in block.splitlines() if line]) <= 5
+    monkeypatch.chdir(tmp_path)
+    assert main(["world-image", "0", "-o", "still.png"]) == 0
+    exec(block, {})
+    assert read_metadata("video.mp4")["prompt"] == "a red disc moves up slowly"
+    assert len(read_frames("video.mp4", 1000)) == 160
 
 
 def test_the_readmes_first_video_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from aad1.models.checkpoint_io import folder_hash
 from aad1.models.text import check_words, clean_prompt
 from aad1.progress import Progress
 from aad1.streaming.noise import check_seed
-from aad1.streaming.record import Recording, check_recording, enlargement, frame_count, record, video_metadata
+from aad1.streaming.record import Recording, check_recording, enlargement, frame_count, record
 from aad1.streaming.session import Student, check_passes, picture_size
 from aad1.workspace import model_path
 
@@ -404,8 +404,7 @@ class Batch:
         def advance(_: int) -> None:
             bar.advance(0, video=item.name, frames=f"{min(session.account.frames, total)}/{total}")
 
-        scale, note = job.settings["scale"], video_metadata(session, self.fps)
-        return record(session, total, job.path, fps=self.fps, scale=scale, metadata=note, advance=advance)
+        return record(session, total, job.path, fps=self.fps, scale=job.settings["scale"], advance=advance)
 
 
 def weights_hash(model: str, student: str) -> str:

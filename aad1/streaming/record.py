@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -76,22 +76,23 @@ def check_recording(path: Path, total: int, size: tuple[int, int], *, fps: float
 def record(
     session: Session,
     total: int,
-    path: Path,
+    path: str | Path,
     *,
-    fps: float,
-    scale: int = 1,
-    metadata: Mapping[str, Any] | None = None,
+    fps: float = 16.0,
+    scale: int | None = None,
     advance: Callable[[int], object] = lambda frames: None,
 ) -> Recording:
     """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
 
-    ``advance`` is told how many frames each chunk has added.
+    The file says of itself what ``video_metadata`` says. ``scale`` enlarges its pixels, by default those of small
+    pictures only (``enlargement``). ``advance`` is told how many frames each chunk has added.
 
     Raises:
         UserError: as ``check_recording``, and when the output cannot be written; nothing is left of it then.
     """
+    path, scale = Path(path), enlargement(session.size) if scale is None else scale
     check_recording(path, total, session.size, fps=fps, scale=scale)
-    with VideoWriter(path, fps=fps, scale=scale, metadata=metadata) as video:
+    with VideoWriter(path, fps=fps, scale=scale, metadata=video_metadata(session, fps)) as video:
         for part in session.frames(total):
             video.write(part)
             advance(len(part))
