@@ -315,38 +315,44 @@ class Serve:
     def run(self, extra: Sequence[str]) -> None:
         """Load, warm up, serve."""
         refuse(extra, type(self))
-        listen, run_server, settings_of = _server()
-        listening = listen(self.host, self.port)
+        create_app, listen, run_server, settings = _server()
         key = self.api_key or os.environ.get("AAD1_API_KEY") or None
-        hosts = (*settings_of.hosts, self.host, *self.names) if self.host not in EVERYWHERE else (self.names or ("*",))
-        settings = settings_of(
+        wanted = settings.checked(
             folder=self.out,
-            quota=int(self.quota_gb * 2**30),
+            quota_gb=self.quota_gb,
             api_key=key,
-            hosts=hosts,
+            hosts=self._names(settings.Settings.hosts),
             fps=self.fps,
             live=self.live,
             queue=self.queue,
         )
+        listening = listen(self.host, self.port)
         student = student_of(self)
+        app = create_app(student, wanted)
         if self.compile:
             warm_up(student)
         else:
             student.warm_up()
         if self.host in EVERYWHERE and key is None:
             _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
-        say(f"serving {student.name}: open http://{self.host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
-        run_server(student, settings, listening)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        say(f"serving {student.name}: open http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        run_server(app, wanted, listening)
+
+    def _names(self, usual: tuple[str, ...]) -> tuple[str, ...]:
+        """What the server may be called; on every network that is anyone's guess."""
+        return (self.names or ("*",)) if self.host in EVERYWHERE else (*usual, self.host, *self.names)
 
 
-def _server() -> tuple[Any, Any, Any]:
+def _server() -> tuple[Any, Any, Any, Any]:
     """The server's parts, or how to get them."""
     try:
+        from aad1.serve import settings
+        from aad1.serve.app import create_app
         from aad1.serve.run import listen, serve
-        from aad1.serve.settings import Settings
     except ImportError as error:
         raise UserError(f"serving needs the package {error.name}; pip install 'aad1[serve]'") from None
-    return listen, serve, Settings
+    return create_app, listen, serve, settings
 
 
 @dataclass(frozen=True)

@@ -239,10 +239,10 @@ def test_the_queue_and_the_quota_are_bounded(student: Student, tmp_path: Path) -
         for answer in answers[:2]:
             httpx.delete(f"{server.url}/v1/videos/{answer.json()['id']}")
         assert ask(server, seconds="0.5").status_code == 200
-    with running(student, tmp_path / "b", quota=100) as server:
+    with running(student, tmp_path / "b", quota_gb=1e-7) as server:
         answer = ask(server)
         assert answer.status_code == 400
-        assert "of the 100 bytes they may" in answer.json()["error"]["message"]
+        assert "of the 107 bytes they may" in answer.json()["error"]["message"]
         assert not list((tmp_path / "b").iterdir())
 
 
@@ -527,6 +527,25 @@ def test_an_address_that_is_taken_is_said(student: Student) -> None:
     held.close()
     assert main(["serve", "--model", "nowhere"]) == 2
     assert main(["serve", "--port", "99999999"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "reason"),
+    [
+        ("live", "0", "greater than or equal to 1"),
+        ("queue", "-1", "greater than or equal to 0"),
+        ("quota_gb", "nan", "finite"),
+        ("fps", "1e9", "less than or equal to 240"),
+        ("out", "/proc/nowhere", "cannot write /proc/nowhere"),
+    ],
+)
+def test_a_limit_that_is_none_is_one_line(
+    option: str, given: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", f"--{option}", given]) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.count("\n") == 1
 
 
 # --- random clients ---------------------------------------------------------------------------

@@ -8,18 +8,16 @@ import uvicorn
 from fastapi import FastAPI
 
 from aad1.errors import UserError
-from aad1.serve.app import create_app
 from aad1.serve.settings import Settings
-from aad1.streaming import Student
 
 GRACE = 10  # seconds for open requests after SIGTERM
 SEND_BUFFER = 2**18  # bytes; what a client does not read must not pile up in the system either
 EVENT_SHARE = 2  # base64 and JSON make a picture larger
 
 
-def serve(student: Student, settings: Settings, listening: socket.socket) -> None:
+def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    server_for(create_app(student, settings), settings).run(sockets=[listening])
+    server_for(app, settings).run(sockets=[listening])
 
 
 def server_for(app: FastAPI, settings: Settings) -> uvicorn.Server:

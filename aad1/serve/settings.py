@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from aad1.data.media import MAX_FPS
+from aad1.errors import UserError
+from aad1.limits import Count, Natural, Positive
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # pictures that are accepted, told by their bytes
 
@@ -12,8 +19,8 @@ KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # pictures that are accepted, tol
 class Settings:
     """How one server behaves.
 
-    folder: where finished videos are kept, the only place that is written to. quota: bytes they may take
-    together. api_key: what a client must show, None for anyone. hosts: names under which the server may be called
+    folder: where finished videos are kept, the only place that is written to. quota_gb: GiB they may
+    take together. api_key: what a client must show, None for anyone. hosts: names under which the server may be called
     (others are refused, so that no page elsewhere reaches a server on its reader's machine). live: sessions that
     play at once. queue: jobs that wait. upload: bytes of a request. pixels: of a picture, before it is decoded.
     prompt: characters. seconds: the longest job. lead: seconds of video that may be sent ahead of its playing.
@@ -21,15 +28,29 @@ class Settings:
     """
 
     folder: Path
-    quota: int = 10 * 2**30
+    quota_gb: Positive = 10.0
     api_key: str | None = None
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
-    fps: float = 16.0
-    live: int = 8
-    queue: int = 32
-    upload: int = 16 * 2**20
-    pixels: int = 40_000_000
-    prompt: int = 2000
-    seconds: float = 600.0
-    lead: float = 2.0
-    patience: float = 60.0
+    fps: Annotated[float, Field(gt=0, le=MAX_FPS)] = 16.0
+    live: Count = 8
+    queue: Natural = 32
+    upload: Count = 16 * 2**20
+    pixels: Count = 40_000_000
+    prompt: Count = 2000
+    seconds: Positive = 600.0
+    lead: Positive = 2.0
+    patience: Positive = 60.0
+
+    @property
+    def quota(self) -> int:
+        """Bytes that finished videos may take together."""
+        return int(self.quota_gb * 2**30)
+
+
+def checked(**values: Any) -> Settings:
+    """Settings of what a user gave; UserError for a number that is not allowed, with what is."""
+    try:
+        return TypeAdapter(Settings).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UserError(f"{fault['loc'][0]} {fault['input']}: {fault['msg'].lower()}") from None
