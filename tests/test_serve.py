@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -496,6 +500,27 @@ def test_stopping_the_server_ends_live_videos(student: Student, tmp_path: Path) 
 
     with running(student, tmp_path) as stopping:
         talk(stopping, conversation)
+
+
+@pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_told_to_stop_stops_in_good_order(student: Student, tmp_path: Path, word: int) -> None:
+    command = [sys.executable, "-m", "aad1", "serve", "--port", "0", "--device", "cpu", "-o", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    [port] = re.findall(r"open http://127.0.0.1:(\d+)", process.stdout.readline())
+    there: Any = SimpleNamespace(url=f"http://127.0.0.1:{port}", socket=f"ws://127.0.0.1:{port}/v1/realtime/video")
+    job = ask(there, seconds="300").json()["id"]
+
+    async def conversation(client: Client) -> None:
+        await client.say(start())
+        await client.until("video.chunk_metadata", index=3)
+        process.send_signal(word)
+        assert await closed(client) in (1001, 1012)
+
+    talk(there, conversation)
+    assert (process.wait(60), process.communicate()) == (0, ("", ""))
+    assert not list(tmp_path.rglob("*.mp4*"))
+    assert [each.id for each in VideoStore(tmp_path, 10**9).unfinished()] == [job]
 
 
 # --- what goes on -----------------------------------------------------------------------------

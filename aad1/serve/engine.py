@@ -7,7 +7,6 @@ starve another.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aad1.data.media import enlarge, even_sides
+from aad1.serve.threads import in_thread
 from aad1.streaming import Session, Student, enlargement
 
 T = TypeVar("T")
@@ -52,11 +52,11 @@ class Engine:
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Wait for a turn, and for the work; Failed when the machine could not do it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(attempt, work, *arguments))
+        return await in_thread(attempt, work, *arguments, pool=self._thread)
 
     async def aside(self, work: Callable[..., T], *arguments: object) -> T:
         """Work that does not need the device: one at a time, for a large picture takes memory while it is read."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, partial(attempt, work, *arguments))
+        return await in_thread(attempt, work, *arguments, pool=self._aside)
 
     async def open(self, request: Request) -> Session:
         """A session for this request; errors as for ``Session``."""

@@ -14,6 +14,7 @@ from aad1.serve.metrics import Metrics
 from aad1.serve.requests import picture
 from aad1.serve.settings import Settings
 from aad1.serve.store import Job, VideoStore
+from aad1.serve.threads import in_thread
 from aad1.streaming import Session, enlargement, frame_count
 from aad1.streaming.record import video_metadata
 
@@ -100,7 +101,7 @@ class Jobs:
                 part = await self.engine.chunk(frames)
                 if part is None:
                     break
-                await asyncio.to_thread(video.write, part)
+                await in_thread(video.write, part)
                 left -= len(part)
                 if job.id in self.store.jobs:
                     self.store.remember(replace(job, progress=min(99, 100 * (total - left) // total)))

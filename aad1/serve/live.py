@@ -22,6 +22,7 @@ from aad1.serve.guards import shows_key
 from aad1.serve.metrics import Metrics
 from aad1.serve.requests import checked_prompt, live_request
 from aad1.serve.settings import Settings
+from aad1.serve.threads import in_thread
 from aad1.streaming import Session
 
 
@@ -114,13 +115,13 @@ class LiveVideo:
                 break
             if left is not None:
                 frames, left = frames[:left], left - len(frames)
-            await self._send_chunk(frames, await asyncio.to_thread(_encode, encoder, frames))
+            await self._send_chunk(frames, await in_thread(_encode, encoder, frames))
             if left is not None and left <= 0:
                 self.reason = "finished"
                 break
             if self.start.pace == "realtime":
                 await self._wait(self.pace.ahead())
-        await self.connection.send(await asyncio.to_thread(encoder.close))
+        await self.connection.send(await in_thread(encoder.close))
 
     async def _send_chunk(self, frames: Frames, piece: bytes) -> None:
         account = self.session.account

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,8 +19,10 @@ EVENT_SHARE = 2  # base64 and JSON make a picture larger
 
 
 def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
-    server_for(app, settings).run(sockets=[listening])
+    """Serve until SIGTERM or Ctrl-C, after which everything is in good order and the exit code 0."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with suppress(KeyboardInterrupt):  # like SIGTERM, raised once more when the server has stopped
+        server_for(app, settings).run(sockets=[listening])
 
 
 def server_for(app: FastAPI, settings: Settings) -> uvicorn.Server:
