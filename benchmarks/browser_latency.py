@@ -11,22 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import shutil
-import socket
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+from server_process import resident, serving
 
 SESSIONS = 5
 PATIENCE = 120  # seconds for anything that is waited for
@@ -62,7 +55,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--minutes", type=float, default=5)
     arguments = parser.parse_args()
-    with serving(arguments.model) as (url, process), visiting(url) as page:
+    with serving(arguments.model) as (host, process), visiting(f"http://{host}") as page:
         sessions = [first_picture(page) for _ in range(SESSIONS)]
         first = [session["clicked_to_first_picture_ms"] for session in sessions]
         long = {"minutes": arguments.minutes, **play(page, process, 60 * arguments.minutes)}
@@ -79,7 +72,7 @@ def first_picture(page: Page) -> dict[str, float]:
     return found
 
 
-def play(page: Page, process: subprocess.Popen[bytes], seconds: float) -> dict[str, float]:
+def play(page: Page, process: subprocess.Popen[str], seconds: float) -> dict[str, float]:
     """One long session; memory in MiB."""
     start(page)
     page.evaluate(WATCH)
@@ -108,12 +101,6 @@ def number(page: Page, id: str) -> float:
     return round(float(page.get_attribute(f"#{id}", "data-value") or "nan"), 1)
 
 
-def resident(process: subprocess.Popen[bytes]) -> float:
-    """Memory of a process, MiB (Linux)."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return round(int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024, 1)
-
-
 def until(page: Page, expression: str) -> None:
     """Wait for the page; Playwright's own way compiles text in it, which its policy forbids."""
     end = time.monotonic() + PATIENCE
@@ -121,34 +108,6 @@ def until(page: Page, expression: str) -> None:
         if time.monotonic() > end:
             raise SystemExit(f"never true: {expression}\n{page.inner_text('main')}")
         page.wait_for_timeout(30)
-
-
-@contextmanager
-def serving(model: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`aad1 serve` in a process of its own, warm: its URL, and the process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "aad1", "serve", "--model", model, "--port", str(port), "-o", folder]
-        process = subprocess.Popen(command, stdout=sys.stderr, env=os.environ)
-        try:
-            answering(process, url := f"http://127.0.0.1:{port}")
-            yield url, process
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def answering(process: subprocess.Popen[bytes], url: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/healthz").close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
-    raise SystemExit("the server did not start")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from browser_latency import serving, start, until, visiting
+from browser_latency import start, until, visiting
+from server_process import serving
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=4, help="which picture of the gallery")
     parser.add_argument("-o", "--out", type=Path, required=True)
     arguments = parser.parse_args()
-    with serving(arguments.model) as (url, _), visiting(url) as page:
+    with serving(arguments.model) as (host, _), visiting(f"http://{host}") as page:
         page.click(f"#samples button >> nth={arguments.sample}")
         start(page)
         until(page, "document.querySelector('video').currentTime > 0.6")
