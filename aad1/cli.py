@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import json
 import os
+import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, get_args
@@ -303,6 +306,7 @@ class Serve:
     port: int = 8000
     names: Annotated[tuple[str, ...], arg(help="other names under which clients call this server")] = ()
     api_key: Annotated[str | None, arg(help="what clients must show (default: AAD1_API_KEY, else nothing)")] = None
+    video_pixels: Annotated[int | None, arg(help="most pixels of a video (default: the model's own size)")] = None
     out: Annotated[Path, arg(aliases=["-o"], help="folder for finished videos")] = Path("runs/serve")
     quota_gb: Annotated[float, arg(help="what they may take together")] = 10.0
     live: Annotated[int, arg(help="live videos at once")] = 8
@@ -316,32 +320,40 @@ class Serve:
         """Load, warm up, serve."""
         refuse(extra, type(self))
         create_app, listen, run_server, settings = _server()
-        key = self.api_key or os.environ.get("AAD1_API_KEY") or None
+        key = os.environ.get("AAD1_API_KEY") or None if self.api_key is None else self.api_key
+        listening = listen(self.host, self.port)
+        open_to_all = ipaddress.ip_address(listening.getsockname()[0]).is_unspecified
         wanted = settings.checked(
             folder=self.out,
             quota_gb=self.quota_gb,
             api_key=key,
-            hosts=self._names(settings.Settings.hosts),
+            hosts=self._names(open_to_all, settings.Settings.hosts),
+            video_pixels=self.video_pixels,
             fps=self.fps,
             live=self.live,
             queue=self.queue,
         )
-        listening = listen(self.host, self.port)
         student = student_of(self)
         app = create_app(student, wanted)
         if self.compile:
             warm_up(student)
         else:
             student.warm_up()
-        if self.host in EVERYWHERE and key is None:
+        if open_to_all and key is None:
             _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        say(f"serving {student.name}: open http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        listening.listen()  # who reads the next line may call at once
+        say(f"serving {student.name}: open http://{in_url(self.host)}:{listening.getsockname()[1]} (Ctrl-C ends it)")
         run_server(app, wanted, listening)
 
-    def _names(self, usual: tuple[str, ...]) -> tuple[str, ...]:
+    def _names(self, open_to_all: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
         """What the server may be called; on every network that is anyone's guess."""
-        return (self.names or ("*",)) if self.host in EVERYWHERE else (*usual, self.host, *self.names)
+        for name in self.names:
+            if not HOST_NAME.fullmatch(name):
+                raise UserError(
+                    f"--names {name}: give names or addresses without a port; *.example.org is all below one"
+                )
+        own = tuple(in_url(name) for name in (self.host, *self.names))
+        return (own[1:] or ("*",)) if open_to_all else (*usual, *own)
 
 
 def _server() -> tuple[Any, Any, Any, Any]:
@@ -383,7 +395,7 @@ class Bench:
             student_of(self),
             [speed.pass_levels(passes) for passes in self.passes],
             self.chunks,
-            load_teacher(self.model, self.device, dtype_of(self)) if self.teacher_steps else None,
+            partial(load_teacher, self.model, self.device, dtype_of(self)) if self.teacher_steps else None,
             TeacherSampling(steps=self.teacher_steps or 1),
         )
         say(speed.to_markdown(rows))
@@ -450,7 +462,7 @@ Command = (
 
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
-EVERYWHERE = ("0.0.0.0", "::")
+HOST_NAME = re.compile(r"(\*\.)?[\w.-]+|[0-9A-Fa-f:]+")
 GO_ON = ("demo", "prepare", "train", "distill")  # continue what they were stopped in
 
 
@@ -479,6 +491,11 @@ def warm_up(student: Student, size: tuple[int, int] | None = None, passes: Seque
     """Warm a student up, and show how far that is."""
     with Progress("warming up", student.warming, unit="chunk") as bar:
         student.warm_up(size, passes, bar.advance)
+
+
+def in_url(host: str) -> str:
+    """A host as URLs and Host headers have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def out_of(command: Prepare | Train | Distill | DemoCommand) -> Path:

@@ -35,11 +35,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most, on the CPU and the GPU together; 0 where it cannot be told."""
+    """Bytes that this process has held at most, on the CPU and its GPUs together; 0 where it cannot be told."""
     try:
         import resource
     except ImportError:  # Windows
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return held + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+    return held + sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))

@@ -39,7 +39,7 @@ def running(student: Student, folder: Path, **limits: Any) -> Iterator[RunningSe
     server = server_for(app, settings)
     thread = threading.Thread(target=lambda: server.run(sockets=[socket]), daemon=True)
     thread.start()
-    while not server.started:
+    while not server.started and thread.is_alive():
         time.sleep(0.01)
     try:
         yield RunningServer(socket.getsockname()[1], server, app)

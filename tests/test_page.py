@@ -98,11 +98,13 @@ class Visitor:
 def visiting(browser: Any, server: RunningServer, ready: str = PICTURE_IS_THERE, **options: Any) -> Iterator[Visitor]:
     """A fresh visit to the page."""
     context = browser.new_context(**options)
-    visitor = Visitor(context.new_page())
-    visitor.page.goto(server.url)
-    visitor.until(ready)
-    yield visitor
-    context.close()
+    try:
+        visitor = Visitor(context.new_page())
+        visitor.page.goto(server.url)
+        visitor.until(ready)
+        yield visitor
+    finally:
+        context.close()
 
 
 def test_a_sample_plays_is_steered_stopped_and_downloaded(browser: Any, server: RunningServer) -> None:
@@ -284,11 +286,12 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Any, server
 
 
 def test_a_busy_server_is_said_and_can_be_tried_again(browser: Any, student: Student, tmp_path: Path) -> None:
-    with running(student, tmp_path, live=0) as full, visiting(browser, full) as visitor:
+    with running(student, tmp_path, live=1) as full, visiting(browser, full) as visitor:
+        full.parts.live.playing.limit = 0
         visitor.page.click("#start")
         visitor.state("failed")
         assert "try again later" in visitor.text("#trouble p")
-        full.parts.settings = full.parts.settings.__class__(folder=tmp_path, live=1)
+        full.parts.live.playing.limit = 1
         visitor.page.click("#trouble button")
         visitor.plays(0.1)
         assert not visitor.page.is_visible("#trouble")
@@ -359,6 +362,64 @@ def test_the_player_keeps_up_and_forgets_and_the_recording_is_bounded(browser: A
     assert 50 < found["from"] < found["currentTime"]
     assert found["full"]
     assert found["kept"] == found["said"] <= 20_000
+
+
+def test_a_piece_that_cannot_be_taken_ends_the_video_once(browser: Any, server: RunningServer) -> None:
+    with visiting(browser, server) as visitor:
+        visitor.page.evaluate("""() => {
+            const append = SourceBuffer.prototype.appendBuffer;
+            SourceBuffer.prototype.appendBuffer = function (bytes) {
+                if (this.taken) throw new DOMException("broken", "InvalidStateError");
+                this.taken = true;
+                append.call(this, bytes);
+            };
+        }""")
+        visitor.page.click("#start")
+        visitor.state("failed")
+        assert "The video cannot be played: broken" in visitor.text("#trouble p")
+
+
+def test_a_full_buffer_waits_until_something_was_seen(browser: Any, server: RunningServer) -> None:
+    with visiting(browser, server) as visitor:
+        visitor.page.evaluate("""() => {
+            const append = SourceBuffer.prototype.appendBuffer;
+            let calls = 0;
+            SourceBuffer.prototype.appendBuffer = function (bytes) {
+                if (++calls === 3) throw new DOMException("full", "QuotaExceededError");
+                append.call(this, bytes);
+            };
+        }""")
+        visitor.page.click("#start")
+        visitor.plays(4)
+        visitor.stop()
+
+
+def test_a_paused_video_can_be_played_on(browser: Any, server: RunningServer) -> None:
+    with visiting(browser, server) as visitor:
+        visitor.page.click("#start")
+        visitor.plays(0.5)
+        assert not visitor.page.evaluate("document.querySelector('video').controls")
+        visitor.page.evaluate("document.querySelector('video').pause()")
+        visitor.until("document.querySelector('video').controls")
+        visitor.page.evaluate("document.querySelector('video').play()")
+        visitor.until("!document.querySelector('video').controls")
+        visitor.stop()
+
+
+def test_a_model_that_fails_is_not_the_prompts_fault(
+    browser: Any, server: RunningServer, student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with visiting(browser, server) as visitor:
+        visitor.page.click("#start")
+        visitor.plays(0.5)
+
+        def fails(*arguments: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(student.generator, "advance", fails)
+        visitor.state("failed")
+        assert "out of memory" in visitor.text("#trouble p")
+        assert visitor.text("#prompt-note") == ""
 
 
 def test_the_gallery_is_the_servers(browser: Any, server: RunningServer) -> None:

@@ -123,6 +123,8 @@ def test_the_official_client_creates_polls_downloads_lists_and_deletes(server: R
         ({"seconds": "1e9"}, 400, "up to 600"),
         ({"size": "60x64"}, 400, "multiple of 16"),
         ({"size": "64"}, 400, "WIDTHxHEIGHT"),
+        ({"size": "8192x8192"}, 400, "more than the 4096 pixels"),
+        ({"seconds": "1_0"}, 400, "seconds '1_0'"),
         ({"seed": "-1"}, 422, "seed"),
         ({"model": "sora-2"}, 400, "not served here"),
         ({"picture": b"not a picture"}, 400, "cannot be read"),
@@ -162,6 +164,7 @@ def test_a_body_without_a_length_is_stopped_when_it_is_too_long(server: RunningS
 
 
 def test_nothing_a_client_sends_becomes_a_path(server: RunningServer) -> None:
+    (server.parts.settings.folder.parent / "job.json").unlink(missing_ok=True)
     for name in ("..%2F..%2Fetc%2Fpasswd", "..", "video_x/../../..", "job.json"):
         assert httpx.get(f"{server.url}/v1/videos/{name}/content").status_code in (404, 405)
         assert httpx.delete(f"{server.url}/v1/videos/{name}").status_code in (404, 405)
@@ -177,12 +180,14 @@ def test_nothing_a_client_sends_becomes_a_path(server: RunningServer) -> None:
 
 def test_other_sites_and_other_names_are_refused(server: RunningServer) -> None:
     wrong = {"Origin": "https://elsewhere.example"}
-    assert httpx.delete(f"{server.url}/v1/videos/x", headers=wrong).status_code == 403
+    for origin in (wrong["Origin"], "http://[", "null", "http://"):
+        assert httpx.delete(f"{server.url}/v1/videos/x", headers={"Origin": origin}).status_code == 403
     assert httpx.get(f"{server.url}/healthz", headers={"Host": "elsewhere.example"}).status_code == 400
     own = {"Origin": server.url}
     assert httpx.delete(f"{server.url}/v1/videos/x", headers=own).status_code == 404
-    with pytest.raises(websockets.InvalidStatus, match="403"):
-        talk(server, Client.hear, origin="https://elsewhere.example")
+    for origin in (wrong["Origin"], "http://["):
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            talk(server, Client.hear, origin=origin)
     event = talk(server, _says("nonsense"), origin=server.url)
     assert event["code"] == "invalid_event"
 
@@ -194,6 +199,7 @@ def test_a_key_is_asked_for_where_there_is_one(student: Student, tmp_path: Path)
             assert httpx.get(locked.url + path).status_code == 401
             assert httpx.get(locked.url + path, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert ask(locked).status_code == 401
+        assert httpx.post(f"{locked.url}/v1/videos", content=b"not a form").status_code == 401
         right = {"Authorization": "Bearer secret"}
         assert httpx.get(f"{locked.url}/v1/videos", headers=right).status_code == 200
         assert talk(locked, _says(start()))["code"] == "unauthorized"
@@ -248,12 +254,32 @@ def test_the_queue_and_the_quota_are_bounded(student: Student, tmp_path: Path) -
         assert answer.status_code == 400
         assert "of the 107 bytes they may" in answer.json()["error"]["message"]
         assert not list((tmp_path / "b").iterdir())
+    with running(student, tmp_path / "c", quota_gb=1e-4) as server:
+        jobs = [ask(server, seconds="60").json()["id"] for _ in range(2)]
+        _wait(lambda: all(_job(server, job)["status"] == "failed" for job in jobs))
+        assert "they may" in _job(server, jobs[0])["error"]["message"]
+        assert server.parts.store.used() <= server.parts.settings.quota
+
+
+def _job(server: RunningServer, id: str) -> dict[str, Any]:
+    return httpx.get(f"{server.url}/v1/videos/{id}").json()  # type: ignore[no-any-return]
+
+
+def test_a_video_whose_file_is_gone_is_not_there(student: Student, tmp_path: Path) -> None:
+    with running(student, tmp_path) as server:
+        job = ask(server, seconds="0.5").json()["id"]
+        _wait(lambda: _job(server, job)["status"] == "completed")
+        server.parts.store.video(server.parts.job(job)).unlink()
+        assert httpx.get(f"{server.url}/v1/videos/{job}/content").status_code == 404
+    assert VideoStore(tmp_path, 10**9).jobs[job].error == "its file is gone"
 
 
 def test_pages_of_the_list(tmp_path: Path, student: Student) -> None:
     store = VideoStore(tmp_path, 10**9)
     for number in range(5):
-        store.add(Job("x", "m", 1.0, id=f"video_{number}", created_at=number, status="completed"), b"")
+        job = Job("x", "m", 1.0, id=f"video_{number}", created_at=number, status="completed")
+        store.create(job, b"")
+        store.video(job).write_bytes(b"a video")
     with running(student, tmp_path) as server:
 
         def page(**query: Any) -> tuple[list[str], bool]:
@@ -318,13 +344,14 @@ def test_the_prompt_changes_where_it_is_said_to(server: RunningServer, student: 
     assert not client.video.startswith(alone(student, 2, first + 1))
 
 
+@pytest.mark.parametrize("fault", [RuntimeError, ValueError])
 def test_a_model_that_fails_ends_one_video_and_says_so(
-    server: RunningServer, student: Student, monkeypatch: pytest.MonkeyPatch
+    server: RunningServer, student: Student, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
 ) -> None:
     advance = student.generator.advance
 
     def fails(*arguments: Any) -> Any:
-        raise RuntimeError("out of memory")
+        raise fault("out of memory")
 
     monkeypatch.setattr(student.generator, "advance", fails)
 
@@ -345,6 +372,8 @@ def test_a_model_that_fails_ends_one_video_and_says_so(
         return await client.until("session.done")
 
     assert talk(server, another)["reason"] == "finished"
+    job = ask(server, seconds="0.5").json()["id"]
+    _wait(lambda: _job(server, job)["status"] == "completed")  # the queue goes on
 
 
 def test_eight_clients_at_once_are_served_alike_and_each_gets_its_own_video(
@@ -374,6 +403,7 @@ def test_a_ninth_client_is_told_that_the_server_is_busy(student: Student, tmp_pa
             await client.say(start())
             await client.until("session.started")
             async with websockets.connect(server.socket) as second:
+                await Client(second).say(start())
                 assert (await Client(second).hear())["code"] == "busy"
                 with pytest.raises(websockets.ConnectionClosedError) as closed:
                     await second.recv()
@@ -382,6 +412,48 @@ def test_a_ninth_client_is_told_that_the_server_is_busy(student: Student, tmp_pa
         talk(server, conversation)
         _wait(lambda: httpx.get(f"{server.url}/healthz").json()["live"] == 0)
         assert talk(server, _says(start()))["type"] == "session.started"
+
+
+def test_who_has_begun_nothing_takes_no_place_from_who_plays(student: Student, tmp_path: Path) -> None:
+    with running(student, tmp_path, live=1, sockets=3, api_key="secret", patience=3.0) as server:
+
+        async def conversation(client: Client) -> None:
+            silent = [await websockets.connect(server.socket) for _ in range(2)]
+            await client.say(start(api_key="secret", max_seconds=1))
+            assert (await client.until("session.done"))["reason"] == "finished"
+            silent += [await websockets.connect(server.socket) for _ in range(2)]
+            assert (await Client(silent[-1]).hear())["code"] == "busy"  # too many that only look
+            began = time.monotonic()
+            talker = Client(silent[0])
+            for _ in range(4):
+                await asyncio.sleep(0.5)
+                await talker.say({"type": "session.stop"})  # no mistake wins time
+            assert (await talker.until("error", code="timeout"))["type"] == "error"
+            assert time.monotonic() - began < 4
+
+        talk(server, conversation)
+
+
+def test_a_reader_that_has_stopped_is_sent_away(student: Student, tmp_path: Path) -> None:
+    with running(student, tmp_path, live=1, patience=1.0) as server:
+
+        async def conversation(client: Client) -> None:
+            await client.say(start())
+            await client.until("session.started")
+            client.connection.transport.pause_reading()
+            await asyncio.to_thread(_wait, lambda: httpx.get(f"{server.url}/healthz").json()["live"] == 0)
+            client.connection.transport.abort()
+
+        talk(server, conversation)
+
+
+def test_the_shortest_video_has_a_frame(server: RunningServer) -> None:
+    async def conversation(client: Client) -> bytes:
+        await client.say(start(max_seconds=1e-9))
+        await client.until("session.done")
+        return client.video
+
+    assert len(decode(talk(server, conversation))) == 1
 
 
 def test_a_slow_reader_makes_generation_wait_and_the_others_play_on(student: Student, tmp_path: Path) -> None:
@@ -397,6 +469,8 @@ def test_a_slow_reader_makes_generation_wait_and_the_others_play_on(student: Stu
                 await asyncio.sleep(1.5)
                 made.append(_counted(server, "aad1_frames_total"))
             assert _counted(server, "aad1_live_sessions") == 1
+            others = 17 + 16 * 19 + 16  # of the one that read: 20 seconds, and what its last chunk had beyond
+            assert made[-1] - others < 16 * 60  # what buffers hold is bounded, whatever the machine
             slow.transport.abort()
 
         talk(server, conversation)
@@ -438,6 +512,10 @@ def test_a_client_that_vanishes_frees_its_place(server: RunningServer) -> None:
         (start(image="%%%"), "invalid_request"),
         (start(image="aGVsbG8="), "invalid_request"),
         (start(size=[60, 64]), "invalid_request"),
+        (start(size=[512, 512]), "invalid_request"),
+        (start(max_seconds=1e308), "invalid_request"),
+        (start(max_seconds=float("inf")), "invalid_event"),
+        (start(max_seconds=float("nan")), "invalid_event"),
         (start(passes=[0.5]), "invalid_request"),
         (start(seed=-1), "invalid_event"),
         (start(seed="1"), "invalid_event"),
@@ -503,9 +581,12 @@ def test_stopping_the_server_ends_live_videos(student: Student, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_is_told_to_stop_stops_in_good_order(student: Student, tmp_path: Path, word: int) -> None:
+def test_a_process_that_is_told_to_stop_stops_in_good_order(
+    request: pytest.FixtureRequest, tmp_path: Path, word: int
+) -> None:
     command = [sys.executable, "-m", "aad1", "serve", "--port", "0", "--device", "cpu", "-o", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    request.addfinalizer(process.kill)
     assert process.stdout is not None
     [port] = re.findall(r"open http://127.0.0.1:(\d+)", process.stdout.readline())
     there: Any = SimpleNamespace(url=f"http://127.0.0.1:{port}", socket=f"ws://127.0.0.1:{port}/v1/realtime/video")
@@ -561,6 +642,8 @@ def test_an_address_that_is_taken_is_said(student: Student) -> None:
         ("queue", "-1", "greater than or equal to 0"),
         ("quota_gb", "nan", "finite"),
         ("fps", "1e9", "less than or equal to 240"),
+        ("api_key", "", "empty"),
+        ("names", "a*b", "--names a*b"),
         ("out", "/proc/nowhere", "cannot write /proc/nowhere"),
     ],
 )
@@ -576,7 +659,9 @@ def test_a_limit_that_is_none_is_one_line(
 # --- random clients ---------------------------------------------------------------------------
 
 EVENTS = st.one_of(
-    st.just(start(max_seconds=2)),
+    st.builds(start, max_seconds=st.floats(allow_nan=True) | st.just(2)),
+    st.builds(start, size=st.lists(st.integers(), max_size=3), max_seconds=st.just(1)),
+    st.builds(start, passes=st.lists(st.floats(), max_size=3), max_seconds=st.just(1)),
     st.just({"type": "session.stop"}),
     st.builds(
         lambda prompt: {"type": "session.interaction", "prompt": prompt}, st.sampled_from([CLIP.caption, "x", ""])
@@ -590,16 +675,19 @@ EVENTS = st.one_of(
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(events=st.lists(EVENTS, max_size=6))
-def test_no_order_of_events_breaks_the_server(server: RunningServer, events: list[Any]) -> None:
+def test_no_order_of_events_breaks_the_server(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, events: list[Any]
+) -> None:
     async def conversation(client: Client) -> None:
         for event in [*events, start(max_seconds=1)]:  # a last start, so that there is an end
             await client.say(event)
         await client.say({"type": "session.stop"})
-        await closed(client)
-        assert all(event["type"] in KNOWN for event in client.events)
+        assert await closed(client) in (1000, 1008)
+        assert all(event["type"] in KNOWN and event.get("code") != "failed" for event in client.events)
 
     talk(server, conversation)
     _wait(lambda: httpx.get(f"{server.url}/healthz").json()["live"] == 0)
+    assert not caplog.records
 
 
 KNOWN = {"error", "session.started", "video.chunk_metadata", "session.interaction.applied", "session.done"}

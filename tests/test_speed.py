@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from aad1.cli import main
-from aad1.evaluation.speed import Speed, pass_levels, stream_speeds, to_markdown
+from aad1.data.world import make_clip
+from aad1.evaluation.speed import OTHER, Speed, pass_levels, stream_speeds, to_markdown
 from aad1.flow import are_pass_levels
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.streaming import Account, ChunkTime, load_student, load_teacher
@@ -71,7 +73,14 @@ def test_rows_of_the_students_passes_and_of_the_teacher(monkeypatch: pytest.Monk
         return forward(model, latents, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CausalWanTransformer3DModel, "forward", watched)
-    rows = stream_speeds(student, [pass_levels(1), pass_levels(2)], 5, teacher, TeacherSampling(steps=2))
+    embedded, encode = list[str](), student.text._encode
+
+    def encoded(texts: list[str]) -> object:
+        embedded.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(student.text, "_encode", encoded)
+    rows = stream_speeds(student, [pass_levels(1), pass_levels(2)], 5, lambda: teacher, TeacherSampling(steps=2))
     assert [(row.name, row.passes) for row in rows] == [("tiny/student", 1), ("tiny/student", 2), ("teacher", 2)]
     assert rows[-1].chunk is None
     assert all(min(row.first_frame, row.denoising, row.decoding, row.fps) > 0 for row in rows)
@@ -79,10 +88,12 @@ def test_rows_of_the_students_passes_and_of_the_teacher(monkeypatch: pytest.Monk
     assert rows[2].fps == pytest.approx(81 / rows[2].first_frame)
     of_teacher, of_student = [n for t, n in seen if t], [n for t, n in seen if not t]
     assert of_teacher == [21] * 2 * 2 * 4  # two steps, guided, one clip before the three that count
-    assert of_student == [4] * (3 + 5)  # the second passes: three chunks to warm up, then five
+    assert of_student == [4] * (4 + 5)  # the second passes: four chunks to warm up, then five
     table = to_markdown(rows)
     assert table.splitlines()[-1].startswith("| teacher | 2 |")
-    assert table.splitlines()[-1].endswith("| 1.0 |")
+    assert re.search(r"\| 1\.0 \| \d+\.\d\d GiB \|$", table)
+    captions = [make_clip("test", scene, 1).caption for scene in (OTHER, 0, 1)]
+    assert [text for text in embedded if text] == captions  # each row's own, which no cache had
 
 
 def test_bench_writes_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aad1.cli import main
-from aad1.data.media import fit_image, open_image, read_metadata, tensor_to_video, video_to_tensor
+from aad1.data.media import fit_image, open_image, read_frames, read_metadata, tensor_to_video, video_to_tensor
 from aad1.data.world import make_clip
 from aad1.errors import UserError
 from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
@@ -25,7 +25,16 @@ from aad1.evaluation.world import evaluate, protocol_clips
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.vae import decode_video, encode_image
 from aad1.rollout import roll_clip
-from aad1.streaming import StreamNoise, Student, check_passes, enlargement, frame_count, load_student, picture_size
+from aad1.streaming import (
+    StreamNoise,
+    Student,
+    check_passes,
+    enlargement,
+    frame_count,
+    load_student,
+    picture_size,
+    record,
+)
 from aad1.teacher_sampling import TeacherSampling
 
 CLIP = make_clip("test", 0, 17)
@@ -125,6 +134,15 @@ def test_a_new_prompt_changes_what_comes_after_it(student: Student) -> None:
     plain = video(student, 33)
     np.testing.assert_array_equal(first, plain[:17])
     assert (rest != plain[17:]).any()
+
+
+def test_a_session_is_cancelled_before_its_first_chunk_and_after(student: Student, tmp_path: Path) -> None:
+    session = student.session(CLIP.frames[0], CLIP.caption, size=SMALL)
+    chunks = session.chunks()
+    session.cancel()
+    assert list(chunks) == []
+    made = record(session, 160, tmp_path / "a.mp4", advance=lambda frames: session.cancel())
+    assert made.frames == len(read_frames(made.path, 1000)) == 17
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -29,6 +29,7 @@ from aad1.teacher_sampling import TeacherSampling, sample_teacher
 
 LATENT_FRAMES = 21  # of the teacher's clip: 81 frames
 CLIPS = 3  # of the teacher, of which the median counts
+OTHER = 1000  # a scene that no row has
 SHIFT = 5.0  # of the grid that several passes take their levels from
 
 
@@ -37,7 +38,8 @@ class Speed:
     """One row. Times in seconds; rates in frames a second; None for what does not apply.
 
     first_frame; chunk: until it could be handed over; denoising; context: what writing the context would cost as a
-    pass of its own, which denoising includes without paying for it; decoding; fps with the VAE, denoiser_fps without.
+    pass of its own, which denoising includes without paying for it; decoding; fps with the VAE, denoiser_fps without;
+    peak_memory: bytes that the process has held at most until the row's end, the weights included.
     """
 
     name: str
@@ -62,25 +64,25 @@ def stream_speeds(
     student: Student,
     passes: Sequence[Sequence[float]],
     chunks: int,
-    teacher: CausalWanTransformer3DModel | None,
+    teacher: Callable[[], CausalWanTransformer3DModel] | None,
     sampling: TeacherSampling,
 ) -> list[Speed]:
-    """A row for each list of noise levels, then the teacher's, if there is one."""
+    """A row for each list of noise levels, then the teacher's, if one is wanted: it is loaded only then."""
     with Progress("measuring", len(passes) + (teacher is not None), unit="row") as bar:
         rows, context = [], context_seconds(student, chunks)
-        for levels in passes:
-            rows.append(student_speed(student, levels, chunks, context))
+        for number, levels in enumerate(passes):
+            rows.append(student_speed(student, levels, chunks, context, scene=number))
             bar.advance()
         if teacher is not None:
-            rows.append(teacher_speed(student, teacher, sampling))
+            rows.append(teacher_speed(student, teacher(), sampling))
             bar.advance()
     return rows
 
 
-def student_speed(student: Student, passes: Sequence[float], chunks: int, context: float) -> Speed:
+def student_speed(student: Student, passes: Sequence[float], chunks: int, context: float, scene: int) -> Speed:
     """Stream ``chunks`` chunks of one session and read its account; ``context`` as ``context_seconds`` has it."""
     student.warm_up(passes=passes)
-    session = _session(student, passes)
+    session = _session(student, scene, passes)
     for _ in islice(session.chunks(), chunks):
         pass
     account = session.account
@@ -103,7 +105,7 @@ def student_speed(student: Student, passes: Sequence[float], chunks: int, contex
 @torch.no_grad()
 def context_seconds(student: Student, times: int) -> float:
     """Median of a pass that does nothing but write a chunk into a full context."""
-    generator, (image, text) = student.generator, _session(student).conditions()
+    generator, (image, text) = student.generator, _session(student, OTHER).conditions()
     chunk = torch.randn_like(image.expand(-1, -1, generator.config.num_frames_per_block, -1, -1))
     context = generator.extend(Context(), image, text)
     for _ in range(max(1, generator.config.local_attn_size // chunk.shape[2])):
@@ -114,7 +116,7 @@ def context_seconds(student: Student, times: int) -> float:
 @torch.no_grad()
 def teacher_speed(student: Student, teacher: CausalWanTransformer3DModel, sampling: TeacherSampling) -> Speed:
     """Whole guided clips of the student's size, decoded by its VAE."""
-    image, text = _session(student).conditions()
+    image, text = _session(student, OTHER).conditions()
     negative = student.text.embed([""]).to(text)
 
     def denoise() -> Tensor:
@@ -138,9 +140,9 @@ def teacher_speed(student: Student, teacher: CausalWanTransformer3DModel, sampli
     )
 
 
-def _session(student: Student, passes: Sequence[float] | None = None) -> Session:
-    """A still of the embedded world and its caption."""
-    clip = make_clip("test", 3, 1)
+def _session(student: Student, scene: int, passes: Sequence[float] | None = None) -> Session:
+    """A still of the embedded world and its caption, another for each row: a prompt is embedded once and kept."""
+    clip = make_clip("test", scene, 1)
     return student.session(clip.frames[0], clip.caption, seed=1, passes=passes)
 
 
@@ -159,12 +161,13 @@ def _median_seconds(work: Callable[[], object], times: int, device: torch.device
 def to_markdown(rows: Sequence[Speed]) -> str:
     """A row each, and how many times the last row's rate every one has."""
     times_of = ("first_frame", "chunk", "denoising", "context", "decoding")
-    head = ["", "passes", *(name.replace("_", " ") for name in times_of), "fps", "fps without VAE", "times"]
+    head = ["", "passes", *(name.replace("_", " ") for name in times_of)]
+    head += ["fps", "fps without VAE", "times", "peak memory"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         times = [_seconds(getattr(row, part)) for part in times_of]
         rates = [f"{row.fps:.1f}", f"{row.denoiser_fps:.1f}", f"{row.fps / rows[-1].fps:.1f}"]
-        lines.append(_line([row.name, str(row.passes), *times, *rates]))
+        lines.append(_line([row.name, str(row.passes), *times, *rates, f"{row.peak_memory / 2**30:.2f} GiB"]))
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from aad1.models.context import (
     block_causal_views,
     full_view,
     next_chunk_view,
+    select,
 )
 
 
@@ -171,7 +172,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         return [outputs[layer] for layer in layers]
 
     def _embed(self, latents: Tensor, t: Tensor, text: Tensor, views: list[View]) -> Step:
-        hidden = self.patch_embedding(latents)
+        hidden = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype))
         grid = hidden.shape[3:]
         hidden = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens, dim]
         temb, modulation, text, _ = self.condition_embedder(
@@ -256,19 +257,12 @@ def self_attention(
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, view: View, rotation: Tensor) -> Tensor:
     """One view: positions count the keys from 0, the queries stand at their end; [batch, frames, tokens, heads, d]."""
-    q, k, v = query[:, view.queries], _select(keys, view.keys), _select(values, view.keys)
+    q, k, v = query[:, view.queries], select(keys, view.keys), select(values, view.keys)
     q = rotate(q, rotation, k.shape[1] - q.shape[1])
     k = rotate(k, rotation, 0)
     q_tokens, k_tokens, v_tokens = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q_tokens, k_tokens, v_tokens)
     return out.transpose(1, 2).unflatten(1, q.shape[1:3])
-
-
-def _select(x: Tensor, frames: tuple[int, ...]) -> Tensor:
-    """These frames of ``x``; a contiguous run stays a view."""
-    if frames[-1] - frames[0] + 1 == len(frames):
-        return x[:, frames[0] : frames[-1] + 1]
-    return x[:, list(frames)]
 
 
 def rotate(x: Tensor, rotation: Tensor, start: int) -> Tensor:

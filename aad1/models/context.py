@@ -8,7 +8,9 @@ serves the training pass over a whole clip (``block_causal_views``) and the stre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -78,6 +80,13 @@ def advance_views(past: int, finished: int, frames: int, span: Span) -> list[Vie
     return [*next_chunk_view(past, finished), View(slice(finished, finished + frames), span.kept(seen) + own)]
 
 
+def select(x: Tensor, frames: Sequence[int]) -> Tensor:
+    """These frames, in rising order, of ``x`` [batch, frames, ...]: slices, for which a GPU need not wait."""
+    starts = [i for i, frame in enumerate(frames) if i == 0 or frame != frames[i - 1] + 1]
+    parts = [x[:, frames[i] : frames[j - 1] + 1] for i, j in pairwise([*starts, len(frames)])]
+    return parts[0] if len(parts) == 1 else torch.cat(parts or [x[:, :0]], dim=1)
+
+
 @dataclass(frozen=True)
 class Context:
     """Un-rotated keys and values of the frames a stream still sees, one pair a layer.
@@ -100,10 +109,10 @@ class Context:
 
     def extended(self, keys: list[Tensor], values: list[Tensor], span: Span) -> Context:
         """This context and the new frames, less what the next chunk no longer sees."""
-        kept = list(span.kept(self.frames + keys[0].shape[1]))
+        kept = span.kept(self.frames + keys[0].shape[1])
 
         def join(old: tuple[Tensor, ...], new: list[Tensor]) -> tuple[Tensor, ...]:
             pairs = zip(old, new, strict=True) if old else ((n[:, :0], n) for n in new)
-            return tuple(torch.cat(pair, dim=1)[:, kept] for pair in pairs)
+            return tuple(select(torch.cat(pair, dim=1), kept) for pair in pairs)
 
         return Context(join(self.keys, keys), join(self.values, values))

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from aad1.errors import UserError
-from aad1.serve.guards import SameOrigin, UploadLimit, problem
+from aad1.serve.guards import KeyNeeded, SameOrigin, UploadLimit, problem
 from aad1.serve.jobs import Full
 from aad1.serve.page import DOCS_POLICY, PAGE_POLICY, add_page
 from aad1.serve.server import Refusal, Server
@@ -38,8 +38,10 @@ def create_app(student: Student, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await server.jobs.stop()
-            server.engine.close()
+            try:
+                await server.jobs.stop()
+            finally:
+                server.engine.close()
 
     app = FastAPIOffline(
         title="aad1", version=version("aad1"), description=DESCRIPTION, lifespan=lifespan, redoc_url=None
@@ -58,8 +60,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_guards(app: FastAPI, settings: Settings) -> None:
-    """From the outside in: the name we are called by, the page that calls, the size of what is sent."""
+    """From the outside in: the name we are called by, the page that calls, its key, the size of what is sent."""
     app.add_middleware(UploadLimit, most=settings.upload)
+    app.add_middleware(KeyNeeded, key=settings.api_key)
     app.add_middleware(SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts))
 
@@ -102,41 +105,46 @@ def _add_answers(app: FastAPI) -> None:
 
 def _add_routes(app: FastAPI, server: Server) -> None:
     """Health, models, jobs, and live video."""
-    keyed = [Depends(server.check_key)]
 
     @app.get("/healthz")
     async def healthz() -> Health:
         """Whether the server is up, and how busy."""
         needs, waiting = server.settings.api_key is not None, len(server.store.unfinished())
         limit = server.settings.live
-        return Health(version=app.version, live=server.live, live_limit=limit, waiting=waiting, api_key_required=needs)
+        return Health(
+            version=app.version,
+            live=server.live.playing.taken,
+            live_limit=limit,
+            waiting=waiting,
+            api_key_required=needs,
+        )
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models", dependencies=keyed, responses=problems(401))
+    @app.get("/v1/models", responses=problems(401))
     async def models() -> ModelList:
         """What is served."""
         return server.models()
 
-    @app.get("/v1/samples", dependencies=keyed, responses=problems(401))
+    @app.get("/v1/samples", responses=problems(401))
     async def samples() -> list[Scene]:
         """Stills of the embedded world with their captions."""
         return server.samples()
 
-    add_videos(app, server, keyed)
+    add_videos(app, server)
 
     @app.websocket("/v1/realtime/video")
     async def realtime(socket: WebSocket) -> None:
         await server.play(socket)
 
 
-def add_videos(app: FastAPI, server: Server, keyed: list[Any]) -> None:
+def add_videos(app: FastAPI, server: Server) -> None:
     """OpenAI's video API."""
 
-    @app.post("/v1/videos", dependencies=keyed, responses=problems(400, 401, 403, 413, 422, 429))
+    @app.post("/v1/videos", responses=problems(400, 401, 403, 413, 422, 429))
     async def create(
         request: Request,
         form: Annotated[NewVideo, Depends()],
@@ -146,7 +154,7 @@ def add_videos(app: FastAPI, server: Server, keyed: list[Any]) -> None:
         job = await server.new_job(request, form, await input_reference.read())
         return Video(**job.public())
 
-    @app.get("/v1/videos", dependencies=keyed, responses=problems(401, 404, 422))
+    @app.get("/v1/videos", responses=problems(401, 404, 422))
     async def listed(limit: Limit = 20, after: str | None = None, order: Literal["asc", "desc"] = "desc") -> VideoList:
         """The jobs, newest first, or oldest first; ``after`` is the last id of the page before."""
         jobs = list(server.store.jobs.values())
@@ -157,14 +165,13 @@ def add_videos(app: FastAPI, server: Server, keyed: list[Any]) -> None:
         ends = (page[0].id, page[-1].id) if page else (None, None)
         return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > limit)
 
-    @app.get("/v1/videos/{id}", dependencies=keyed, responses=problems(401, 404))
+    @app.get("/v1/videos/{id}", responses=problems(401, 404))
     async def retrieve(id: str) -> Video:
         """How a job stands."""
         return Video(**server.job(id).public())
 
     @app.get(
         "/v1/videos/{id}/content",
-        dependencies=keyed,
         response_class=FileResponse,
         responses={200: {"content": {"video/mp4": {}}}, **problems(401, 404, 409, 422)},
     )
@@ -173,11 +180,13 @@ def add_videos(app: FastAPI, server: Server, keyed: list[Any]) -> None:
         job = server.job(id)
         if job.status != "completed":
             raise Refusal(409, f"this video is {job.status.replace('_', ' ')}; there is nothing to fetch", "not_ready")
-        return FileResponse(server.store.video(job), media_type="video/mp4", filename=f"{job.id}.mp4")
+        if not (path := server.store.video(job)).is_file():
+            raise Refusal(404, "the file of this video is gone", "not_found")
+        return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4")
 
-    @app.delete("/v1/videos/{id}", dependencies=keyed, responses=problems(401, 403, 404))
+    @app.delete("/v1/videos/{id}", responses=problems(401, 403, 404))
     async def delete(id: str) -> Deleted:
         """Forget a job and its video."""
         job = server.job(id)
-        server.jobs.delete(job)
+        await server.jobs.delete(job)
         return Deleted(id=job.id)

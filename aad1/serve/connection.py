@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -15,7 +16,7 @@ from aad1.serve.settings import Settings
 
 MOST_MISTAKES = 20
 NORMAL, POLICY, INTERNAL, TRY_LATER = 1000, 1008, 1011, 1013  # RFC 6455 and its registry of close codes
-LOST = (WebSocketDisconnect, RuntimeError)  # starlette raises the latter for a socket closed meanwhile
+CLOSING = 5.0  # seconds for a client to take the last of what was sent
 
 
 class Hangup(Exception):
@@ -23,6 +24,10 @@ class Hangup(Exception):
 
     def __init__(self, code: int) -> None:
         self.code = code
+
+
+class Lost(Exception):
+    """The client is gone."""
 
 
 class Connection:
@@ -34,10 +39,13 @@ class Connection:
         self._sending = asyncio.Lock()  # a chunk is two messages that must stay together
 
     async def hear(self) -> SessionStart | SessionInteraction | SessionStop | None:
-        """One event, or None for something that is none (the client has been told)."""
-        message = await self.socket.receive()
+        """One event, or None for something that is none (the client has been told). Raises Lost, and Hangup."""
+        try:
+            message = await self.socket.receive()
+        except RuntimeError:  # starlette's, for a socket that was closed meanwhile
+            raise Lost from None
         if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", NORMAL))
+            raise Lost
         text = message.get("text")
         if text is None:
             await self.wrong("invalid_event", "a binary message; events are JSON text")
@@ -51,13 +59,17 @@ class Connection:
     async def wrong(self, code: str, message: str) -> None:
         """Tell the client of a mistake; after too many of them, Hangup."""
         self._mistakes += 1
-        self.metrics.mistakes.labels(code).inc()
-        await self.send(error_event(code, message))
+        await self.error(code, message)
         if self._mistakes >= MOST_MISTAKES:
             raise Hangup(POLICY)
 
+    async def error(self, code: str, message: str) -> None:
+        """Tell the client that something is wrong."""
+        self.metrics.errors.labels(code).inc()
+        await self.send(error_event(code, message))
+
     async def send(self, *messages: dict[str, Any] | bytes) -> None:
-        """Events and video, with nothing between them; Hangup when the client has stopped reading."""
+        """Events and video, with nothing between them. Raises Lost, and Hangup when the client has stopped reading."""
         async with self._sending:
             for message in messages:
                 if isinstance(message, bytes):
@@ -71,3 +83,10 @@ class Connection:
             await asyncio.wait_for(sending, self.settings.patience)
         except TimeoutError:
             raise Hangup(TRY_LATER) from None
+        except (WebSocketDisconnect, RuntimeError):
+            raise Lost from None
+
+    async def close(self, code: int) -> None:
+        """Say goodbye, if the other end still listens."""
+        with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
+            await asyncio.wait_for(self.socket.close(code), CLOSING)

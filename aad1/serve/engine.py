@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aad1.data.media import enlarge, even_sides
+from aad1.errors import UserError
+from aad1.serve.metrics import Metrics
 from aad1.serve.threads import in_thread
 from aad1.streaming import Session, Student, enlargement
 
@@ -45,8 +47,8 @@ class Failed(Exception):
 class Engine:
     """Runs a student's work in a thread of its own, first come first served."""
 
-    def __init__(self, student: Student) -> None:
-        self.student = student
+    def __init__(self, student: Student, metrics: Metrics) -> None:
+        self.student, self.metrics = student, metrics
         self._thread = ThreadPoolExecutor(1, "engine")
         self._aside = ThreadPoolExecutor(1, "pictures")
 
@@ -62,9 +64,13 @@ class Engine:
         """A session for this request; errors as for ``Session``."""
         return await self.run(partial(self.student.session, **vars(request)))
 
-    async def chunk(self, chunks: Iterator[Frames]) -> Frames | None:
-        """The next chunk of a session, or None after its last."""
-        return await self.run(next, chunks, None)
+    async def chunk(self, session: Session, chunks: Iterator[Frames]) -> Frames | None:
+        """The next of a session's chunks, or None after its last."""
+        frames = await self.run(next, chunks, None)
+        if frames is not None:
+            account = session.account
+            self.metrics.chunk(account.recent[-1], account.first_frame if account.chunks == 1 else None)
+        return frames
 
     def close(self) -> None:
         """Finish the turn that is taken and take no more."""
@@ -73,10 +79,12 @@ class Engine:
 
 
 def attempt(work: Callable[..., T], *arguments: object) -> T:
-    """The work, with what torch raises when it cannot go on as Failed."""
+    """The work; whatever it raises that is not its user's mistake is written down and becomes Failed."""
     try:
         return work(*arguments)
-    except (RuntimeError, MemoryError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         log.exception("the model failed")
         raise Failed(f"the model failed ({error})") from error
 

@@ -42,7 +42,7 @@ class SessionStart(_Event):
     size: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     passes: Passes | None = None
     first_passes: Passes | None = None
-    max_seconds: float | None = Field(None, gt=0)
+    max_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     pace: Literal["realtime", "fast"] = "realtime"
     api_key: str | None = None
 

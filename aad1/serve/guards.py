@@ -15,8 +15,11 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 def same_origin(headers: Headers) -> bool:
     """Whether a browser that sent this did so from one of our own pages; other programs send no Origin."""
-    origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    origin, host = headers.get("origin"), headers.get("host", "")
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == host.lower() != ""
+    except ValueError:  # an Origin that is no URL
+        return False
 
 
 def shows_key(headers: Headers, wanted: str | None, said: str = "") -> bool:
@@ -41,6 +44,22 @@ class SameOrigin:
         if scope["type"] == "http" and scope["method"] not in SAFE and not same_origin(Headers(scope=scope)):
             answer = JSONResponse(problem("this request comes from another site's page", code="wrong_origin"), 403)
             await answer(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class KeyNeeded:
+    """Refuse what is asked of ``/v1`` without the API key, before anything of a body is read."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self.app, self.key = app, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 401; a live client may show its key in ``session.start``."""
+        asked = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        if asked and not shows_key(Headers(scope=scope), self.key):
+            message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
+            await JSONResponse(problem(message, code="unauthorized"), 401)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -21,11 +21,11 @@ class Metrics:
         self.waiting = Gauge("aad1_jobs_waiting", "Jobs in the queue", registry=own)
         self.jobs = Counter("aad1_jobs", "Jobs that ended", ["status"], registry=own)
         self.refused = Counter("aad1_refused", "Live videos and jobs refused because the server was full", registry=own)
-        self.mistakes = Counter("aad1_client_mistakes", "Error events sent to live clients", ["code"], registry=own)
-        self.frames = Counter("aad1_frames", "Frames made", registry=own)
+        self.errors = Counter("aad1_live_errors", "Error events sent to live clients", ["code"], registry=own)
+        self.frames = Counter("aad1_frames", "Frames made, for live videos and jobs", registry=own)
         self.first = Histogram(
             "aad1_first_frame_seconds",
-            "From a live session's opening to its first frame",
+            "From a session's opening to its first frame",
             buckets=FIRST_SECONDS,
             registry=own,
         )

@@ -31,7 +31,7 @@ def server_for(app: FastAPI, settings: Settings) -> uvicorn.Server:
         app,
         log_level="warning",
         ws_max_size=EVENT_SHARE * settings.upload,
-        ws_max_queue=4,
+        ws_ping_interval=None,  # an answer would wait behind the video that a slow reader still has to read
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=GRACE,
         server_header=False,

@@ -11,20 +11,19 @@ from fastapi import Request, WebSocket
 from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError
 from aad1.models.text import has_closed_vocabulary
-from aad1.serve.connection import TRY_LATER
 from aad1.serve.engine import Engine
-from aad1.serve.events import error_event
-from aad1.serve.guards import same_origin, shows_key
+from aad1.serve.guards import same_origin
 from aad1.serve.jobs import Jobs
-from aad1.serve.live import serve_live
+from aad1.serve.live import LiveVideos
 from aad1.serve.metrics import Metrics
-from aad1.serve.requests import checked_prompt, picture
+from aad1.serve.requests import checked_prompt, picture, video_size
 from aad1.serve.settings import Settings
 from aad1.serve.shapes import Model, ModelList, NewVideo, Scene
 from aad1.serve.store import Job, VideoStore
-from aad1.streaming import Student, picture_size
+from aad1.streaming import Student
 
 SAMPLES = 8  # pictures in the gallery
+SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+")
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
@@ -40,24 +39,16 @@ class Server:
 
     def __init__(self, student: Student, settings: Settings) -> None:
         self.student, self.settings, self.metrics = student, settings, Metrics()
-        self.engine = Engine(student)
+        self.engine = Engine(student, self.metrics)
         self.store = VideoStore(settings.folder, settings.quota)
         self.jobs = Jobs(self.store, self.engine, settings, self.metrics)
-        self.live = 0
-        self.metrics.sessions.set_function(lambda: self.live)
+        self.live = LiveVideos(self.engine, settings, self.metrics)
 
     def job(self, id: str) -> Job:
         """The job with this id; 404 for none."""
         if (job := self.store.jobs.get(id)) is None:
             raise Refusal(404, "there is no video with this id", "not_found")
         return job
-
-    async def check_key(self, request: Request) -> None:
-        """401 unless the request shows the API key, where one is asked for."""
-        if not shows_key(request.headers, self.settings.api_key):
-            raise Refusal(
-                401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'", "unauthorized"
-            )
 
     async def new_job(self, request: Request, form: NewVideo, data: bytes) -> Job:
         """Check everything that was asked for, and queue it."""
@@ -68,11 +59,11 @@ class Server:
         if form.model not in (None, self.student.name):
             raise UserError(f"model '{form.model}' is not served here; leave it out, or use '{self.student.name}'")
         image = await self.engine.aside(picture, data, self.settings)
-        size = picture_size(self.student.generator, self.student.vae, image.shape[:2], wanted_size(form.size))
+        size = video_size(self.student, image.shape[:2], wanted_size(form.size), self.settings)
         text = checked_prompt(form.prompt, self.settings)
         await self.engine.run(self.student.text.embed, [text])  # refuses unknown words now, not in the queue
         seconds = length(form.seconds, self.settings)
-        return self.jobs.add(Job(text, self.student.name, seconds, form.seed, size), data)
+        return await self.jobs.add(Job(text, self.student.name, seconds, form.seed, size), data)
 
     async def play(self, socket: WebSocket) -> None:
         """One live connection, if there is room for it."""
@@ -80,17 +71,7 @@ class Server:
             await socket.close(1008, "this request comes from another site's page")
             return
         await socket.accept()
-        if self.live >= self.settings.live:
-            self.metrics.refused.inc()
-            message = f"{self.settings.live} live videos are playing, which is all this server plays; try again later"
-            await socket.send_json(error_event("busy", message))
-            await socket.close(TRY_LATER)
-            return
-        self.live += 1
-        try:
-            await serve_live(socket, self.engine, self.settings, self.metrics)
-        finally:
-            self.live -= 1
+        await self.live.serve(socket)
 
     def models(self) -> ModelList:
         """What is served."""
@@ -127,10 +108,7 @@ def wanted_size(text: str | None) -> tuple[int, int] | None:
 
 def length(text: str, settings: Settings) -> float:
     """Seconds of a job; UserError for none, or too many."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = float("nan")
+    seconds = float(text) if SECONDS.fullmatch(text) else 0.0
     if not 0 < seconds <= settings.seconds:
         raise UserError(f"seconds '{text[:40]}'; give a number above 0 and up to {settings.seconds:g}")
     return seconds

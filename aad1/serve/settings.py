@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +20,13 @@ KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # pictures that are accepted, tol
 class Settings:
     """How one server behaves.
 
-    folder: where finished videos are kept, the only place that is written to. quota_gb: GiB they may
-    take together. api_key: what a client must show, None for anyone. hosts: names under which the server may be called
-    (others are refused, so that no page elsewhere reaches a server on its reader's machine). live: sessions that
+    folder: where finished videos are kept, the only place that is written to. quota_gb: GiB they may take
+    together. api_key: what a client must show, None for anyone. hosts: names under which the server may be called
+    (others are refused, so that no page elsewhere reaches a server on its reader's machine). live: videos that
     play at once. queue: jobs that wait. upload: bytes of a request. pixels: of a picture, before it is decoded.
-    prompt: characters. seconds: the longest job. lead: seconds of video that may be sent ahead of its playing.
-    patience: seconds to wait for a client that neither reads nor says anything it has to.
+    video_pixels: of a video, by default those of the model's own size. sockets: live clients that are connected,
+    playing or not. prompt: characters. seconds: the longest job. lead: seconds of video that may be sent ahead of
+    its playing. patience: seconds to wait for a client that neither reads nor says what it has to.
     """
 
     folder: Path
@@ -36,6 +38,8 @@ class Settings:
     queue: Natural = 32
     upload: Count = 16 * 2**20
     pixels: Count = 40_000_000
+    video_pixels: Count | None = None
+    sockets: Count = 64
     prompt: Count = 2000
     seconds: Positive = 600.0
     lead: Positive = 2.0
@@ -49,6 +53,11 @@ class Settings:
 
 def checked(**values: Any) -> Settings:
     """Settings of what a user gave; UserError for a number that is not allowed, with what is."""
+    key = values.get("api_key")
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise UserError(
+            "the API key is empty or has characters that a header cannot carry; use those of ASCII, no spaces"
+        )
     try:
         return TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,11 @@ AS_JSON = TypeAdapter(Job)
 
 
 class VideoStore:
-    """All jobs of one folder. Raises UserError when the folder cannot be made or read."""
+    """All jobs of one folder: ``jobs`` in memory, and their files. Raises UserError when the folder cannot be made.
+
+    What touches files (``create``, ``save``, ``finish``, ``remove``, ``used``) takes its time and may be called in a
+    thread; ``jobs`` is the event loop's.
+    """
 
     def __init__(self, folder: Path, quota: int) -> None:
         self.folder, self.quota = folder, quota
@@ -82,8 +87,12 @@ class VideoStore:
                 job = AS_JSON.validate_json(path.read_bytes())
             except (OSError, ValueError):
                 continue
+            if job.status == "in_progress":
+                job = replace(job, status="queued", progress=0)
+            if job.status == "completed" and not self.video(job).is_file():
+                job = replace(job, status="failed", error="its file is gone")
             if job.id == path.parent.name:
-                jobs.append(replace(job, status="queued", progress=0) if job.status == "in_progress" else job)
+                jobs.append(job)
         return jobs
 
     def unfinished(self) -> list[Job]:
@@ -94,30 +103,29 @@ class VideoStore:
         """Bytes of everything in the folder."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
-    def add(self, job: Job, picture: bytes) -> None:
-        """Keep a new job and its picture; UserError when the quota or the disk is full."""
-        if (used := self.used()) + len(picture) > self.quota:
+    def check_room(self, more: int) -> None:
+        """Raise UserError when ``more`` bytes are more than the quota has room for."""
+        if (used := self.used()) + more > self.quota:
             raise UserError(
                 f"the videos here take {used} of the {self.quota} bytes they may; delete some of them first"
             )
+
+    def create(self, job: Job, picture: bytes) -> None:
+        """Write down a new job and its picture; UserError when the quota or the disk is full."""
+        self.check_room(len(picture))
         place = self.folder / job.id
         try:
             with write_errors(place):
                 place.mkdir()
             write_atomic(place / "input", picture)
-            self.update(job)
+            self.save(job)
         except UserError:
             shutil.rmtree(place, ignore_errors=True)
             raise
 
-    def update(self, job: Job) -> None:
-        """Keep a job's new state."""
+    def save(self, job: Job) -> None:
+        """Write down how a job stands."""
         write_atomic(self.folder / job.id / "job.json", AS_JSON.dump_json(job))
-        self.jobs[job.id] = job
-
-    def remember(self, job: Job) -> None:
-        """A state that need not survive a restart (progress)."""
-        self.jobs[job.id] = job
 
     def picture(self, job: Job) -> bytes:
         """The bytes of a job's picture."""
@@ -128,11 +136,11 @@ class VideoStore:
         return self.folder / job.id / "video.mp4"
 
     def finish(self, job: Job) -> None:
-        """A job that has ended needs its picture no more."""
-        self.update(job)
-        (self.folder / job.id / "input").unlink(missing_ok=True)
+        """Write down how a job has ended; it needs its picture no more."""
+        self.save(job)
+        with suppress(OSError):
+            (self.folder / job.id / "input").unlink(missing_ok=True)
 
-    def delete(self, job: Job) -> None:
-        """Forget a job and its files."""
-        self.jobs.pop(job.id, None)
+    def remove(self, job: Job) -> None:
+        """Delete a job's files."""
         shutil.rmtree(self.folder / job.id, ignore_errors=True)

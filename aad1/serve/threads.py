@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -23,3 +25,16 @@ async def in_thread(work: Callable[..., T], *arguments: object, pool: ThreadPool
     except asyncio.CancelledError:
         await asyncio.wait([future])
         raise
+
+
+@asynccontextmanager
+async def entered_in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """A context manager that is entered and left in a thread, such as a file that takes its time to be closed."""
+    inside = await in_thread(manager.__enter__)
+    try:
+        yield inside
+    except BaseException:
+        if not await in_thread(manager.__exit__, *sys.exc_info()):
+            raise
+    else:
+        await in_thread(manager.__exit__, None, None, None)

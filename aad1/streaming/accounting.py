@@ -70,7 +70,11 @@ class Account:
         return statistics.median(rates) if rates else None
 
     def report(self) -> dict[str, float | int | None]:
-        """Everything, as numbers a JSON file can hold; seconds, frames per second and bytes."""
+        """Everything, as numbers a JSON file can hold; seconds, frames per second and bytes.
+
+        Writing the context is part of denoising and has no time of its own (``aad1 bench stream`` says what it would
+        cost apart); the peak of memory is the process's, all its sessions and the weights included.
+        """
         return {
             "first_frame_s": self.first_frame,
             "chunk_s": self.median("total"),
@@ -88,7 +92,7 @@ def mark(device: torch.device) -> Mark:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))  # of this device, which need not be the current one
     return event
 
 

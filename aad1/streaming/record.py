@@ -93,8 +93,10 @@ def record(
     path, scale = Path(path), enlargement(session.size) if scale is None else scale
     check_recording(path, total, session.size, fps=fps, scale=scale)
     with VideoWriter(path, fps=fps, scale=scale, metadata=video_metadata(session, fps)) as video:
+        written = 0
         for part in session.frames(total):
             video.write(part)
+            written += len(part)
             advance(len(part))
     height, width = session.size
-    return Recording(path, total, (height * scale, width * scale), session.account)
+    return Recording(path, written, (height * scale, width * scale), session.account)

@@ -167,14 +167,16 @@ class Session:
         self.cancelled = True
 
     def chunks(self) -> Iterator[Frames]:
-        """Yield uint8 [frames, height, width, 3] until cancelled; every call begins the video anew.
+        """Iterate uint8 [frames, height, width, 3] until cancelled; every call begins the video anew.
 
         The first chunk has one frame more than the others: the image itself, as the VAE decodes it.
         """
         self.cancelled, self._begun = False, 0
         if self.account.chunks:
             self.account = Account()
-        parts = self._overlapped() if self.student.overlap else self._in_turn()
+        return self._until_cancelled(self._overlapped() if self.student.overlap else self._in_turn())
+
+    def _until_cancelled(self, parts: Iterator[Decoded]) -> Iterator[Frames]:
         while not self.cancelled:
             start = time.perf_counter()
             part = next(parts)
@@ -191,10 +193,13 @@ class Session:
                 return
 
     def conditions(self) -> tuple[Tensor, Tensor]:
-        """What the generator is given: the image's latent frame [1, channels, 1, h, w], the prompt [1, length, dim]."""
+        """What the generator is given: the image's latent frame [1, channels, 1, h, w], the prompt [1, length, dim].
+
+        Latents are float32 whatever the weights are, as noise levels are: halves would blunt both in every pass.
+        """
         generator, vae = self.student.generator, self.student.vae
         picture = video_to_tensor(self.image[None])[None].to(vae.device, vae.dtype)
-        return encode_image(vae, picture).to(generator.device, generator.dtype), self._said.embedded
+        return encode_image(vae, picture).to(generator.device, torch.float32), self._said.embedded
 
     def _in_turn(self) -> Iterator[Decoded]:
         """Make a chunk, decode it, hand it over."""
@@ -231,8 +236,8 @@ class Session:
 
     def _texts(self) -> Iterator[Tensor]:
         while True:
+            self._begun += 1  # first: a prompt that is said between the two may come a chunk early, never late
             self._making = self._said
-            self._begun += 1
             yield self._making.embedded
 
 
@@ -254,9 +259,9 @@ class Decoded(NamedTuple):
 @torch.no_grad()
 def decode(decoder: DecodeStream, latents: Latents) -> Decoded:
     """The next chunk of a decoder's video."""
-    start = time.perf_counter()
+    start = mark(latents.values.device)  # a GPU may still be making the latents: its own clock tells decoding apart
     frames = tensor_to_video(decoder.decode(latents.values))[0]
-    return Decoded(frames, latents, time.perf_counter() - start)
+    return Decoded(frames, latents, seconds(start, mark(latents.values.device)))
 
 
 class DecodingThread:

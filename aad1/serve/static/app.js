@@ -94,6 +94,7 @@ function trouble(message, action = "", act = null) {
 }
 
 function fail(message, action, act) {
+  if (!MOVES[state].includes("failed")) return;
   session?.close();
   player.end();
   if (go("failed")) trouble(message, action, act);
@@ -138,6 +139,7 @@ let latest = null; // the chunk whose bytes come next
 
 const hear = {
   started(event) {
+    if (state !== "connecting") return;
     if (!canPlay(event.mime)) return fail(`This browser cannot play ${event.mime}.`);
     fps = event.fps;
     player.open(event.mime);
@@ -166,6 +168,7 @@ const hear = {
   },
   error(event) {
     if (state === "connecting") return refused(event);
+    if (event.code !== "invalid_request") return fail(event.message, "Try again", start);
     switches.refuse();
     prompt.complain(event.message);
   },
@@ -230,7 +233,7 @@ async function load() {
     const [models, scenes] = await Promise.all([ask("/v1/models"), ask("/v1/samples")]);
     trouble(canPlay() ? "" : NO_PLAYER);
     describe(models.data[0]);
-    await picture.offer(scenes);
+    await picture.offer(scenes, !image); // a picture that is chosen already stays
   } catch (error) {
     if (error instanceof Unauthorized) askForKey();
     else trouble(`The server cannot be reached (${error.message}).`, "Try again", load);

@@ -17,9 +17,11 @@ export async function readPicture(source) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const small = Math.max(bitmap.width, bitmap.height) <= 128;
+  bitmap.close();
   // Photographs stay JPEG, which is a tenth of the bytes; everything else keeps its exact pixels.
   const url = canvas.toDataURL(source.type === "image/jpeg" ? "image/jpeg" : "image/png", 0.95);
-  return { url, small: Math.max(bitmap.width, bitmap.height) <= 128 };
+  return { url, small };
 }
 
 export class PictureChoice {
@@ -33,11 +35,11 @@ export class PictureChoice {
     for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, (event) => this.dragged(event));
   }
 
-  /** Show the gallery and begin with its first picture. */
-  async offer(scenes) {
+  /** Show the gallery; `begin` with its first picture. */
+  async offer(scenes, begin) {
     const buttons = scenes.map((scene) => this.thumbnail(scene));
     this.samples.replaceChildren(...buttons);
-    if (scenes.length) await this.pick(scenes[0], buttons[0]);
+    if (scenes.length && begin) await this.pick(scenes[0], buttons[0]);
   }
 
   thumbnail(scene) {

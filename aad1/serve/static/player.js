@@ -3,6 +3,7 @@
 const BEHIND = 30; // seconds that stay in the buffer after they were seen
 const SLACK = 5; // more of them before it is worth a removal
 const FURTHEST = 4; // seconds behind the newest picture before we jump
+const MOST_WAITING = 256; // pieces that wait for room in a buffer whose video stands still
 const LAG = 2; // seconds behind it after a jump: what the server keeps ahead
 
 const Source = self.ManagedMediaSource ?? self.MediaSource; // iPhones only have the former
@@ -30,6 +31,10 @@ export class Player {
     this.tell = tell;
     this.queue = [];
     watchFrames(video, (mediaTime, now) => this.opened && tell.frame(mediaTime, now));
+    video.addEventListener("timeupdate", () => this.pump()); // what was seen makes room
+    video.addEventListener("playing", () => (video.controls = Boolean(this.ending || this.halted)));
+    video.addEventListener("pause", () => this.paused());
+    document.addEventListener("visibilitychange", () => !document.hidden && this.hidden && this.resume());
     video.addEventListener("error", () => this.opened && tell.failed(video.error?.message || "the video cannot be played"));
   }
 
@@ -52,7 +57,25 @@ export class Player {
 
   add(bytes) {
     this.queue.push(bytes);
+    if (this.queue.length > MOST_WAITING) this.breakOff("it stands still and the browser's memory for it is full");
     this.pump();
+  }
+
+  breakOff(message) {
+    this.queue = []; // or what cannot be taken would be tried again for ever
+    this.tell.failed(message);
+  }
+
+  /** A video that somebody, or the browser, pauses can be played on; what a hidden page paused goes on by itself. */
+  paused() {
+    if (!this.opened || this.halted) return;
+    this.hidden = document.hidden;
+    this.video.controls = true;
+  }
+
+  resume() {
+    this.hidden = false;
+    this.video.play().catch(() => {}); // the controls are there
   }
 
   /** No more will come: what is there plays to its end. */
@@ -69,7 +92,7 @@ export class Player {
 
   clear() {
     this.source = this.buffer = null;
-    this.opened = this.started = this.ending = this.halted = false;
+    this.opened = this.started = this.ending = this.halted = this.hidden = false;
     this.queue = [];
     this.video.controls = false;
     this.video.removeAttribute("src");
@@ -96,8 +119,9 @@ export class Player {
       this.buffer.appendBuffer(bytes);
       this.queue.shift();
     } catch (error) {
-      // A full buffer gives up what was seen and takes the piece after that; anything else is a fault.
-      if (error.name !== "QuotaExceededError" || !this.forget(1, 0)) this.tell.failed(error.message);
+      // A full buffer gives up what was seen and takes the piece after that, or later; anything else is a fault.
+      if (error.name !== "QuotaExceededError") this.breakOff(error.message);
+      else this.forget(1, 0);
     }
   }
 
