@@ -123,7 +123,7 @@ def test_the_official_client_creates_polls_downloads_lists_and_deletes(server: R
         ({"seconds": "1e9"}, 400, "up to 600"),
         ({"size": "60x64"}, 400, "multiple of 16"),
         ({"size": "64"}, 400, "WIDTHxHEIGHT"),
-        ({"size": "8192x8192"}, 400, "more than the 4096 pixels"),
+        ({"size": "8192x8192"}, 400, "at most 4096 are allowed"),
         ({"seconds": "1_0"}, 400, "seconds '1_0'"),
         ({"seed": "-1"}, 422, "seed"),
         ({"model": "sora-2"}, 400, "not served here"),
@@ -164,7 +164,6 @@ def test_a_body_without_a_length_is_stopped_when_it_is_too_long(server: RunningS
 
 
 def test_nothing_a_client_sends_becomes_a_path(server: RunningServer) -> None:
-    (server.parts.settings.folder.parent / "job.json").unlink(missing_ok=True)
     for name in ("..%2F..%2Fetc%2Fpasswd", "..", "video_x/../../..", "job.json"):
         assert httpx.get(f"{server.url}/v1/videos/{name}/content").status_code in (404, 405)
         assert httpx.delete(f"{server.url}/v1/videos/{name}").status_code in (404, 405)
