@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -495,6 +497,36 @@ def test_a_client_that_vanishes_frees_its_place(server: RunningServer) -> None:
 
     talk(server, conversation)
     _wait(lambda: httpx.get(f"{server.url}/healthz").json()["live"] == 0)
+
+
+def test_a_session_that_has_ended_is_let_go_of_at_once(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    opened, make = list[Any](), Student.session
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        session = make(*arguments, **options)
+        opened.append(weakref.ref(session))
+        return session
+
+    async def dropped(client: Client) -> None:
+        await client.say(start())
+        await client.until("video.chunk_metadata")
+        client.connection.transport.abort()
+
+    async def stopped(client: Client) -> None:
+        await client.say(start())
+        await client.until("video.chunk_metadata")
+        await client.say({"type": "session.stop"})
+        await client.until("session.done")
+
+    monkeypatch.setattr(Student, "session", noted)
+    request.addfinalizer(gc.enable)
+    with running(student, tmp_path) as server:
+        gc.disable()  # cycles would keep a session's memory until the collector comes
+        for conversation in (dropped, stopped, dropped):
+            talk(server, conversation)
+        _wait(lambda: len(opened) == 3 and not any(session() for session in opened))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ class Connection:
     async def _patiently(self, sending: Awaitable[None]) -> None:
         """Wait for a client that reads slowly, but not for one that has stopped."""
         try:
-            await asyncio.wait_for(sending, self.settings.patience)
+            async with asyncio.timeout(self.settings.patience):
+                await sending
         except TimeoutError:
             raise Hangup(TRY_LATER) from None
         except (WebSocketDisconnect, RuntimeError):
@@ -89,4 +90,5 @@ class Connection:
     async def close(self, code: int) -> None:
         """Say goodbye, if the other end still listens."""
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
-            await asyncio.wait_for(self.socket.close(code), CLOSING)
+            async with asyncio.timeout(CLOSING):
+                await self.socket.close(code)

@@ -113,7 +113,8 @@ async def hear_start(connection: Connection, deadline: float) -> SessionStart:
     settings = connection.settings
     while True:
         try:
-            event = await asyncio.wait_for(connection.hear(), max(0.0, deadline - time.monotonic()))
+            async with asyncio.timeout(deadline - time.monotonic()):
+                event = await connection.hear()
         except TimeoutError:
             await connection.error("timeout", f"no session.start within {settings.patience:g} seconds")
             raise Hangup(POLICY) from None
@@ -142,6 +143,7 @@ class LiveVideo:
         self.encoder = FragmentedMp4(enlarged_size(session.size), self.fps)
         self.stopped = asyncio.Event()
         self.reason = "stopped"
+        self.hangup: int | None = None
 
     async def play(self) -> None:
         """Send chunks and hear events; at the end the session's report."""
@@ -153,8 +155,10 @@ class LiveVideo:
             self.session.cancel()
             await in_thread(self.encoder.close)
             hearing.cancel()
-            with suppress(asyncio.CancelledError, Lost):
+            with suppress(asyncio.CancelledError):
                 await hearing
+        if self.hangup is not None:
+            raise Hangup(self.hangup)
         report = self.session.account.report()
         await self.connection.send({"type": "session.done", "reason": self.reason, "report": report})
 
@@ -211,12 +215,16 @@ class LiveVideo:
         """Until the video may go on, or is stopped."""
         if seconds > 0:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.stopped.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self.stopped.wait()
 
     # --- hearing ------------------------------------------------------------------------------
 
     async def _hear(self) -> None:
-        """What the client says while its video plays, until it says stop, or too much that is wrong."""
+        """What the client says while its video plays, until it says stop, too much that is wrong, or is gone.
+
+        Raises nothing: a task that failed and those who wait for it hold each other, and with them the video.
+        """
         try:
             while True:
                 event = await self.connection.hear()
@@ -227,6 +235,10 @@ class LiveVideo:
                 elif isinstance(event, SessionStart):
                     message = "this connection plays a video; open another for a second one"
                     await self.connection.wrong("already_started", message)
+        except Hangup as hangup:
+            self.hangup = hangup.code
+        except Lost:
+            pass  # the next chunk that is sent finds out, too
         finally:
             self.stopped.set()
 

@@ -25,6 +25,8 @@ async def in_thread(work: Callable[..., T], *arguments: object, pool: ThreadPool
     except asyncio.CancelledError:
         await asyncio.wait([future])
         raise
+    finally:
+        del future  # with an exception in it, it would hold this frame and what the work was about
 
 
 @asynccontextmanager
