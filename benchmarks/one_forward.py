@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 
 import torch
 
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder
 from aad1.models.context import Context
+from aad1.runtime import pick_device
+from aad1.streaming.accounting import Mark, mark, seconds
 from aad1.workspace import model_path
 
 BLOCKS = 2  # of the 30 or 40 that the real models have: every block costs the same
@@ -36,9 +37,11 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="random weights of these widths instead")
     parser.add_argument("--latent", type=int, nargs=2, default=(8, 8), help="latent height and width")
     parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model = build(arguments.model, arguments.shape).eval().requires_grad_(False)
+    model = model.to(pick_device(arguments.device))
     tokens = WAN_TEXT if arguments.shape else TEXT
     print(json.dumps(compare(model, tuple(arguments.latent), arguments.chunks, tokens), indent=2))
 
@@ -54,23 +57,24 @@ def compare(
     model: CausalWanTransformer3DModel, latent: tuple[int, int], chunks: int, tokens: int
 ) -> dict[str, float | int]:
     frames, channels = model.config.num_frames_per_block, model.config.in_channels
-    text, ones = torch.randn(1, tokens, model.config.text_dim), torch.ones(1, frames)
-    finished = torch.randn(1, channels, 1, *latent)
+    device = model.device
+    text = torch.randn(1, tokens, model.config.text_dim).to(device)
+    ones, finished = torch.ones(1, frames, device=device), torch.randn(1, channels, 1, *latent, device=device)
     two = one = Context()
-    spent: dict[str, list[float]] = {"two": [], "one": []}
+    marks: dict[str, list[tuple[Mark, Mark]]] = {"two": [], "one": []}
     difference = 0.0
     for _ in range(chunks + 2):
-        noise = torch.randn(1, channels, frames, *latent)
-        start = time.perf_counter()
+        noise = torch.randn(1, channels, frames, *latent, device=device)
+        start = mark(device)
         two = model.extend(two, finished, text)
         v_two = model(noise, ones, text, visibility="block_causal", context=two)
-        middle = time.perf_counter()
+        middle = mark(device)
         v_one, one = model.advance(one, finished, noise, ones, text)
-        spent["two"].append(middle - start)
-        spent["one"].append(time.perf_counter() - middle)
+        marks["two"].append((start, middle))
+        marks["one"].append((middle, mark(device)))
         difference = max(difference, float((v_two - v_one).abs().max() / v_two.abs().max()))
         finished = noise - v_two
-    medians = {name: statistics.median(times[2:]) for name, times in spent.items()}
+    medians = {name: statistics.median(seconds(*pair) for pair in pairs[2:]) for name, pairs in marks.items()}
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_a_chunk": frames * latent[0] * latent[1] // 4,
