@@ -448,6 +448,22 @@ def test_a_model_that_takes_any_word_and_any_size_is_not_told_about_shapes(brows
         assert page.input_value("#prompt") == "an elephant, running"
 
 
+def test_a_browser_without_h264_gets_vp9(browser: Any, server: RunningServer) -> None:
+    with visiting(browser, server) as visitor:
+        visitor.page.add_init_script("""
+            const can = MediaSource.isTypeSupported;
+            MediaSource.isTypeSupported = (mime) => !mime.includes("avc1") && can.call(MediaSource, mime);
+        """)
+        visitor.page.reload()
+        visitor.until(PICTURE_IS_THERE)
+        visitor.page.click("#start")
+        visitor.plays(1.5)
+        visitor.stop()
+        film = visitor.download()
+    assert b"vpcC" in film
+    assert len(decode(film)) >= 17
+
+
 def test_a_browser_that_cannot_play_is_told_so(browser: Any, server: RunningServer) -> None:
     with visiting(browser, server) as visitor:
         visitor.page.add_init_script("delete self.MediaSource; delete self.ManagedMediaSource")

@@ -30,6 +30,7 @@ from serving import CLIP, PICTURE, Client, RunningServer, decode, running, start
 from aad1.cli import main
 from aad1.data.media import read_metadata
 from aad1.errors import UserError
+from aad1.serve.codecs import CODECS
 from aad1.serve.connection import MOST_MISTAKES
 from aad1.serve.engine import enlarged, enlarged_size
 from aad1.serve.fragments import FragmentedMp4
@@ -70,19 +71,35 @@ def ask(server: RunningServer, *, picture: bytes = PICTURE, **fields: Any) -> ht
 # --- fragments --------------------------------------------------------------------------------
 
 
-def test_pieces_are_a_file_and_the_same_frames_are_the_same_bytes() -> None:
+@pytest.mark.parametrize(("codec", "box"), [("h264", b"avcC"), ("vp9", b"vpcC")])
+def test_pieces_are_a_file_and_the_same_frames_are_the_same_bytes(codec: str, box: bytes) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, 4, 64, 64, 3), dtype=np.uint8).repeat(2, axis=1)
     files = []
     for _ in range(2):
-        encoder = FragmentedMp4((64, 64), 16.0)
+        encoder = FragmentedMp4((64, 64), 16.0, codec)
         pieces = [encoder.add(part) for part in frames]
         assert pieces[0].count(b"moov") == 1
         assert all(piece.count(b"moof") >= 7 and b"moov" not in piece for piece in pieces[1:])
         files.append(b"".join([*pieces, encoder.close()]))
     assert files[0] == files[1]
     assert decode(files[0]).shape == (24, 64, 64, 3)
-    profile = files[0][files[0].index(b"avcC") + 5 :][:3].hex().upper()
-    assert re.search(r"avc1\.(\w+)", FragmentedMp4((64, 64), 16.0).mime)[1] == profile  # type: ignore[index]
+    written = files[0][files[0].index(box) + 4 :]
+    if codec == "h264":
+        assert encoder.mime == f'video/mp4; codecs="avc1.{written[1:4].hex().upper()}"'
+    else:  # after the box's version: profile and level, which may be less than what is told
+        told = re.search(r"vp09\.(\d+)\.(\d+)", encoder.mime)
+        assert told is not None
+        assert int(told[1]) == written[4]
+        assert int(told[2]) >= written[5] > 0
+
+
+def test_the_level_is_the_least_that_holds_the_video() -> None:
+    h264, vp9 = CODECS["h264"], CODECS["vp9"]
+    assert [h264.level(size, 16) for size in ((384, 384), (480, 832), (1080, 1920))] == [30, 30, 40]
+    assert h264.level((480, 832), 30) == 31
+    assert vp9.mime((480, 832), 16) == 'video/mp4; codecs="vp09.00.31.08"'
+    with pytest.raises(UserError, match="8192x8192 at 16"):
+        h264.level((8192, 8192), 16)
 
 
 def test_enlarged_pictures_have_even_sides() -> None:

@@ -44,6 +44,7 @@ class SessionStart(_Event):
     first_passes: Passes | None = None
     max_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     pace: Literal["realtime", "fast"] = "realtime"
+    codec: Literal["h264", "vp9"] = "h264"
     api_key: str | None = None
 
 

@@ -132,7 +132,7 @@ async def hear_start(connection: Connection, deadline: float) -> SessionStart:
 class LiveVideo:
     """A session that plays on a connection until it is stopped, finished or alone.
 
-    Raises UserError for a length that is none.
+    Raises UserError for a length that is none, and for what no MP4 for browsers can hold.
     """
 
     def __init__(self, connection: Connection, engine: Engine, session: Session, start: SessionStart) -> None:
@@ -140,7 +140,7 @@ class LiveVideo:
         self.fps, self.hurried = connection.settings.fps, start.pace == "fast"
         self.left = frame_count(start.max_seconds, self.fps) if start.max_seconds is not None else None
         self.pace = Pace(self.fps, connection.settings.lead)
-        self.encoder = FragmentedMp4(enlarged_size(session.size), self.fps)
+        self.encoder = FragmentedMp4(enlarged_size(session.size), self.fps, start.codec)
         self.stopped = asyncio.Event()
         self.reason = "stopped"
         self.hangup: int | None = None

@@ -3,7 +3,7 @@
 import { Drawing } from "./drawing.js";
 import { Figures } from "./figures.js";
 import { PictureChoice } from "./picture.js";
-import { canPlay, Player } from "./player.js";
+import { canPlay, codec, Player } from "./player.js";
 import { PromptField } from "./promptfield.js";
 import { grouped, moving, speaksOfShapes } from "./prompts.js";
 import { MOST, Recording } from "./recording.js";
@@ -116,7 +116,7 @@ function start() {
   recording = new Recording(`aad1-${seed}.mp4`);
   showDownload();
   session?.close();
-  session = new LiveSession({ prompt: prompt.text, image, seed }, hear);
+  session = new LiveSession({ prompt: prompt.text, image, seed, codec: codec() }, hear);
 }
 
 function change() {

@@ -11,6 +11,9 @@ const Source = self.ManagedMediaSource ?? self.MediaSource; // iPhones only have
 /** Whether this browser can play what arrives; with a MIME type, whether it can play that. */
 export const canPlay = (mime) => Boolean(Source) && (!mime || Source.isTypeSupported(mime));
 
+/** What the server is asked to code with: everyone plays H.264, but for a few free builds of browsers. */
+export const codec = () => (canPlay('video/mp4; codecs="avc1.42C01E"') ? "h264" : "vp9");
+
 /** Calls `seen(mediaTime, now)` for each picture that is shown; both in seconds and milliseconds, as browsers have them. */
 function watchFrames(video, seen) {
   const presented = (_, frame) => {
