@@ -310,7 +310,7 @@ class Serve:
     out: Annotated[Path, arg(aliases=["-o"], help="folder for finished videos")] = Path("runs/serve")
     quota_gb: Annotated[float, arg(help="what they may take together")] = 10.0
     live: Annotated[int, arg(help="live videos at once")] = 8
-    queue: Annotated[int, arg(help="jobs that wait")] = 32
+    queue: Annotated[int, arg(help="jobs that are made or wait")] = 32
     fps: Annotated[float, arg(help="frames a second")] = 16.0
     device: Device = "auto"
     dtype: DType = None
@@ -342,7 +342,8 @@ class Serve:
         if open_to_all and key is None:
             _complain("warning: anyone who can reach this machine can use this server; --api_key KEY asks for a key")
         listening.listen()  # who reads the next line may call at once
-        say(f"serving {student.name}: open http://{in_url(self.host)}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        host = "localhost" if open_to_all else in_url(self.host)
+        say(f"serving {student.name}: open http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
         run_server(app, wanted, listening)
 
     def _names(self, open_to_all: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
@@ -352,8 +353,9 @@ class Serve:
                 raise UserError(
                     f"--names {name}: give names or addresses without a port; *.example.org is all below one"
                 )
-        own = tuple(in_url(name) for name in (self.host, *self.names))
-        return (own[1:] or ("*",)) if open_to_all else (*usual, *own)
+        if open_to_all and not self.names:
+            return ("*",)
+        return (*usual, *(in_url(name) for name in (self.host, *self.names)))
 
 
 def _server() -> tuple[Any, Any, Any, Any]:

@@ -30,7 +30,7 @@ async def watch(arguments: argparse.Namespace) -> None:
     }
     frames = 0
     with arguments.out.open("wb") as file:
-        async with websockets.connect(arguments.url, max_size=None) as socket:
+        async with websockets.connect(arguments.url, max_size=None, ping_interval=None) as socket:
             await socket.send(json.dumps(start))
             async for message in socket:
                 if isinstance(message, bytes):

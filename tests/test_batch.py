@@ -372,6 +372,7 @@ def test_items_take_what_they_lack_from_the_command(tmp_path: Path) -> None:
     [
         ("image,promt\na.png,x\n", "2 mistakes; nothing was made\n"),
         ("image\na.png\n", "line 1: no column prompt"),
+        ("image,prompt,image\na.png,a red disc,b.png\n", "line 1: column image more than once"),
         ("image,prompt\n", "lists no videos"),
         ("", "line 1: no column image and no column prompt"),
     ],

@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import CLIP, PICTURE, Client, RunningServer, decode, running, start, talk
 
-from aad1.cli import main
+from aad1.cli import Serve, main
 from aad1.data.media import read_metadata
 from aad1.errors import UserError
 from aad1.serve.codecs import CODECS
@@ -36,6 +37,7 @@ from aad1.serve.engine import enlarged, enlarged_size
 from aad1.serve.fragments import FragmentedMp4
 from aad1.serve.live import Pace
 from aad1.serve.run import listen
+from aad1.serve.settings import Settings
 from aad1.serve.store import Job, VideoStore
 from aad1.streaming import Student, load_student
 
@@ -217,6 +219,8 @@ def test_a_key_is_asked_for_where_there_is_one(student: Student, tmp_path: Path)
             assert httpx.get(locked.url + path).status_code == 401
             assert httpx.get(locked.url + path, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert ask(locked).status_code == 401
+        assert httpx.get(f"{locked.url}/v1/videos", headers={"Authorization": "secret"}).status_code == 401
+        assert httpx.get(f"{locked.url}/v1/videos", headers={"Authorization": "bearer secret"}).status_code == 200
         assert httpx.post(f"{locked.url}/v1/videos", content=b"not a form").status_code == 401
         right = {"Authorization": "Bearer secret"}
         assert httpx.get(f"{locked.url}/v1/videos", headers=right).status_code == 200
@@ -290,6 +294,39 @@ def test_a_video_whose_file_is_gone_is_not_there(student: Student, tmp_path: Pat
         server.parts.store.video(server.parts.job(job)).unlink()
         assert httpx.get(f"{server.url}/v1/videos/{job}/content").status_code == 404
     assert VideoStore(tmp_path, 10**9).jobs[job].error == "its file is gone"
+
+
+def test_jobs_that_come_and_go_disturb_no_other(server: RunningServer) -> None:
+    long = ask(server, seconds="20").json()["id"]
+
+    def come_and_go() -> set[int]:
+        codes = set()
+        while _job(server, long)["status"] in ("queued", "in_progress"):
+            answer = ask(server, seconds="1")
+            codes |= {answer.status_code, httpx.delete(f"{server.url}/v1/videos/{answer.json()['id']}").status_code}
+        return codes
+
+    with ThreadPoolExecutor(3) as pool:
+        assert {code for codes in pool.map(lambda _: come_and_go(), range(3)) for code in codes} == {200}
+    assert _job(server, long)["status"] == "completed"
+    httpx.delete(f"{server.url}/v1/videos/{long}")
+    _wait(lambda: not list(server.parts.settings.folder.iterdir()))
+
+
+def test_a_job_that_is_deleted_while_it_is_finished_stays_deleted(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = VideoStore.finish
+    with running(student, tmp_path) as server:
+
+        def slowly(store: VideoStore, job: Job) -> None:
+            assert httpx.delete(f"{server.url}/v1/videos/{job.id}").status_code == 200
+            finish(store, job)
+
+        monkeypatch.setattr(VideoStore, "finish", slowly)
+        job = ask(server, seconds="0.5").json()["id"]
+        _wait(lambda: httpx.get(f"{server.url}/v1/videos/{job}").status_code == 404)
+        _wait(lambda: not list(tmp_path.iterdir()))
 
 
 def test_pages_of_the_list(tmp_path: Path, student: Student) -> None:
@@ -673,6 +710,21 @@ def test_health_models_samples_metrics_and_docs(server: RunningServer) -> None:
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize(
+    ("host", "names", "known", "unknown"),
+    [
+        ("127.0.0.1", (), ["localhost", "127.0.0.1", "[::1]"], ["elsewhere.example"]),
+        ("fd00::7", ("*.example.org",), ["localhost", "[fd00::7]", "*.example.org"], []),
+        ("0.0.0.0", ("here.example",), ["localhost", "here.example"], ["*"]),
+        ("0.0.0.0", (), ["*"], []),
+    ],
+)
+def test_the_names_a_server_goes_by(host: str, names: tuple[str, ...], known: list[str], unknown: list[str]) -> None:
+    found = Serve(host=host, names=names)._names(host == "0.0.0.0", Settings.hosts)
+    assert set(known) <= set(found)
+    assert not set(unknown) & set(found)
+
+
 def test_an_address_that_is_taken_is_said(student: Student) -> None:
     held = listen("127.0.0.1", 0)
     held.listen()
@@ -692,6 +744,7 @@ def test_an_address_that_is_taken_is_said(student: Student) -> None:
         ("fps", "1e9", "less than or equal to 240"),
         ("api_key", "", "empty"),
         ("names", "a*b", "--names a*b"),
+        ("out", __file__, "it is a file"),
         ("out", "/proc/nowhere", "cannot write /proc/nowhere"),
     ],
 )

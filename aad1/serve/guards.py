@@ -24,7 +24,8 @@ def same_origin(headers: Headers) -> bool:
 
 def shows_key(headers: Headers, wanted: str | None, said: str = "") -> bool:
     """Whether a client shows the API key that is wanted (None: any will do), as a bearer token or as ``said``."""
-    shown = (headers.get("authorization", "").removeprefix("Bearer "), said)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    shown = (token.strip() if scheme.lower() == "bearer" else "", said)
     return wanted is None or any(secrets.compare_digest(key.encode(), wanted.encode()) for key in shown)
 
 

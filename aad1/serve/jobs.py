@@ -33,7 +33,8 @@ class Jobs:
         self.store, self.engine, self.settings, self.metrics = store, engine, settings, metrics
         self._task: asyncio.Task[None] | None = None
         self._news, self._adding = asyncio.Event(), asyncio.Lock()
-        self._making: tuple[str, Session] | None = None
+        self._at_work: str | None = None
+        self._session: Session | None = None
         metrics.waiting.set_function(lambda: len(store.unfinished()))
 
     def start(self) -> None:
@@ -62,8 +63,10 @@ class Jobs:
     async def delete(self, job: Job) -> None:
         """Forget a job; one that is being made stops before its next chunk."""
         self.store.jobs.pop(job.id, None)
-        if self._making is not None and self._making[0] == job.id:
-            self._making[1].cancel()
+        if self._at_work == job.id:
+            if self._session is not None:
+                self._session.cancel()
+            return  # its files go when the work on them has ended
         await in_thread(self.store.remove, job)
 
     async def _work(self) -> None:
@@ -73,7 +76,14 @@ class Jobs:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            await self._make(waiting[0])
+            job = waiting[0]
+            self._at_work = job.id
+            try:
+                await self._make(job)
+            finally:
+                self._at_work = self._session = None
+                if job.id not in self.store.jobs:  # deleted meanwhile
+                    await in_thread(self.store.remove, job)
 
     async def _make(self, job: Job) -> None:
         """Make one video, and write down how that went."""
@@ -88,10 +98,7 @@ class Jobs:
         except Exception as error:  # whatever it was: the jobs behind this one are waiting
             log.exception("a job failed")
             ended = replace(job, status="failed", error=f"something went wrong in the server ({type(error).__name__})")
-        finally:
-            self._making = None
-        if job.id not in self.store.jobs:  # deleted meanwhile
-            await in_thread(self.store.remove, job)
+        if job.id not in self.store.jobs:
             return
         ended = replace(ended, completed_at=int(time.time()))
         try:
@@ -110,7 +117,7 @@ class Jobs:
         data = await in_thread(self.store.picture, job)
         image = await self.engine.aside(picture, data, self.settings)
         session = await self.engine.open(Request(image, job.prompt, job.seed, job.size))
-        self._making = job.id, session
+        self._session = session
         total, fps, path = frame_count(job.seconds, self.settings.fps), self.settings.fps, self.store.video(job)
         note, scale = video_metadata(session, fps), enlargement(session.size)
         frames, left = session.frames(total), total

@@ -249,6 +249,9 @@ class LiveVideo:
         except UserError as error:
             await self.connection.wrong("invalid_request", str(error))
             return
+        except Failed as error:
+            await self.connection.error("failed", str(error))
+            raise Hangup(INTERNAL) from None
         applied = {"type": "session.interaction.applied", "prompt": event.prompt, "from_chunk": first}
         await self.connection.send(applied)
 

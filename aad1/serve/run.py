@@ -15,7 +15,6 @@ from aad1.serve.settings import Settings
 
 GRACE = 10  # seconds for open requests after SIGTERM
 SEND_BUFFER = 2**18  # bytes; what a client does not read must not pile up in the system either
-EVENT_SHARE = 2  # base64 and JSON make a picture larger
 
 
 def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
@@ -30,7 +29,7 @@ def server_for(app: FastAPI, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         log_level="warning",
-        ws_max_size=EVENT_SHARE * settings.upload,
+        ws_max_size=settings.event,
         ws_ping_interval=None,  # an answer would wait behind the video that a slow reader still has to read
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=GRACE,

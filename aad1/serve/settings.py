@@ -25,8 +25,9 @@ class Settings:
     (others are refused, so that no page elsewhere reaches a server on its reader's machine). live: videos that
     play at once. queue: jobs that wait. upload: bytes of a request. pixels: of a picture, before it is decoded.
     video_pixels: of a video, by default those of the model's own size. sockets: live clients that are connected,
-    playing or not. prompt: characters. seconds: the longest job. lead: seconds of video that may be sent ahead of
-    its playing. patience: seconds to wait for a client that neither reads nor says what it has to.
+    playing or not. event: bytes of what a live client says at once; strangers may say as much. prompt: characters.
+    seconds: the longest job. lead: seconds of video that may be sent ahead of its playing. patience: seconds to wait
+    for a client that neither reads nor says what it has to.
     """
 
     folder: Path
@@ -39,7 +40,8 @@ class Settings:
     upload: Count = 16 * 2**20
     pixels: Count = 40_000_000
     video_pixels: Count | None = None
-    sockets: Count = 64
+    sockets: Count = 24
+    event: Count = 8 * 2**20
     prompt: Count = 2000
     seconds: Positive = 600.0
     lead: Positive = 2.0

@@ -9,6 +9,8 @@ Ids are drawn here and looked up in memory: nothing a client sends ever becomes 
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 import shutil
 import time
@@ -21,6 +23,8 @@ from pydantic import TypeAdapter
 
 from aad1.errors import UserError
 from aad1.files import write_atomic, write_errors
+
+log = logging.getLogger(__name__)
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 UNFINISHED = ("queued", "in_progress")
@@ -75,6 +79,8 @@ class VideoStore:
 
     def __init__(self, folder: Path, quota: int) -> None:
         self.folder, self.quota = folder, quota
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"cannot keep videos in {folder}: it is a file; choose another folder with --out")
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.jobs = {job.id: job for job in sorted(self._found(), key=lambda job: (job.created_at, job.id))}
@@ -82,10 +88,11 @@ class VideoStore:
     def _found(self) -> list[Job]:
         """The jobs on disk; what was under way when the server stopped is queued again, what is torn left out."""
         jobs = []
-        for path in self.folder.glob("video_*/job.json"):
+        for path in (place / "job.json" for place in self.folder.glob("video_*")):
             try:
                 job = AS_JSON.validate_json(path.read_bytes())
             except (OSError, ValueError):
+                log.warning("%s cannot be read, and is left out; delete %s to free its space", path, path.parent)
                 continue
             if job.status == "in_progress":
                 job = replace(job, status="queued", progress=0)
@@ -100,8 +107,13 @@ class VideoStore:
         return [job for job in self.jobs.values() if job.status in UNFINISHED]
 
     def used(self) -> int:
-        """Bytes of everything in the folder."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        """Bytes of everything in the folder; what is deleted meanwhile counts as gone."""
+        total = 0
+        for place, _, files in os.walk(self.folder):
+            for file in files:
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(place, file)).st_size
+        return total
 
     def check_room(self, more: int) -> None:
         """Raise UserError when ``more`` bytes are more than the quota has room for."""

@@ -111,6 +111,9 @@ def _check_header(source: Path, columns: tuple[str, ...]) -> None:
         with mistakes.noted(1):
             _check_column(column)
     with mistakes.noted(1):
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            raise UserError(f"column {' and column '.join(twice)} more than once; name each once")
+    with mistakes.noted(1):
         if lacking := [column for column in REQUIRED if column not in columns]:
             raise UserError(f"no column {' and no column '.join(lacking)}; the first line names the columns")
     mistakes.refuse()  # or every line would repeat them
