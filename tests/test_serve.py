@@ -296,21 +296,24 @@ def test_a_video_whose_file_is_gone_is_not_there(student: Student, tmp_path: Pat
     assert VideoStore(tmp_path, 10**9).jobs[job].error == "its file is gone"
 
 
-def test_jobs_that_come_and_go_disturb_no_other(server: RunningServer) -> None:
-    long = ask(server, seconds="20").json()["id"]
+def test_jobs_that_come_and_go_disturb_no_other(student: Student, tmp_path: Path) -> None:
+    with running(student, tmp_path) as server:
+        long = ask(server, seconds="20").json()["id"]
 
-    def come_and_go() -> set[int]:
-        codes = set()
-        while _job(server, long)["status"] in ("queued", "in_progress"):
-            answer = ask(server, seconds="1")
-            codes |= {answer.status_code, httpx.delete(f"{server.url}/v1/videos/{answer.json()['id']}").status_code}
-        return codes
+        def come_and_go() -> set[int]:
+            codes = set()
+            while _job(server, long)["status"] in ("queued", "in_progress"):
+                answer = ask(server, seconds="1")
+                deleted = httpx.delete(f"{server.url}/v1/videos/{answer.json()['id']}")
+                codes |= {answer.status_code, deleted.status_code}
+            return codes
 
-    with ThreadPoolExecutor(3) as pool:
-        assert {code for codes in pool.map(lambda _: come_and_go(), range(3)) for code in codes} == {200}
-    assert _job(server, long)["status"] == "completed"
-    httpx.delete(f"{server.url}/v1/videos/{long}")
-    _wait(lambda: not list(server.parts.settings.folder.iterdir()))
+        with ThreadPoolExecutor(3) as pool:
+            found = [pool.submit(come_and_go) for _ in range(3)]
+            assert {code for codes in found for code in codes.result()} == {200}
+        assert _job(server, long)["status"] == "completed"
+        httpx.delete(f"{server.url}/v1/videos/{long}")
+        _wait(lambda: not list(tmp_path.iterdir()))
 
 
 def test_a_job_that_is_deleted_while_it_is_finished_stays_deleted(
