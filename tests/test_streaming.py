@@ -51,6 +51,20 @@ def student(folder: Path) -> Student:
     return load_student(folder, device="cpu")
 
 
+@pytest.fixture
+def held(student: Student, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of the context that each chunk was made over, in latent frames; it grows with the chunks."""
+    lengths: list[int] = []
+    advance = student.generator.advance
+
+    def watched(context: Any, *rest: Any) -> Any:
+        lengths.append(context.frames)
+        return advance(context, *rest)
+
+    monkeypatch.setattr(student.generator, "advance", watched)
+    return lengths
+
+
 def video(student: Student, total: int, **options: Any) -> NDArray[np.uint8]:
     session = student.session(CLIP.frames[0], CLIP.caption, size=SMALL, **options)
     return np.concatenate(list(session.frames(total)))
@@ -102,15 +116,7 @@ def _noises(seed: int, like: torch.Tensor) -> Iterator[StreamNoise]:
         yield noise
 
 
-def test_the_context_does_not_grow(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
-    advance = student.generator.advance
-
-    def watched(context: Any, *rest: Any) -> Any:
-        held.append(context.frames)
-        return advance(context, *rest)
-
-    monkeypatch.setattr(student.generator, "advance", watched)
+def test_the_context_does_not_grow(student: Student, held: list[int]) -> None:
     list(student.session(CLIP.frames[0], CLIP.caption, size=SMALL).frames(17 + 16 * 6))
     span = student.generator.span
     assert max(held) == held[-1] == span.sink + span.window - span.chunk
@@ -198,15 +204,7 @@ def test_a_student_is_found_in_the_folder_or_by_path(folder: Path) -> None:
         load_student(folder, student="pupil", device="cpu")
 
 
-def test_warming_up_sees_every_length_of_the_context(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
-    advance = student.generator.advance
-
-    def watched(context: Any, *rest: Any) -> Any:
-        held.append(context.frames)
-        return advance(context, *rest)
-
-    monkeypatch.setattr(student.generator, "advance", watched)
+def test_warming_up_sees_every_length_of_the_context(student: Student, held: list[int]) -> None:
     student.warm_up()
     lengths, warm = set(held), len(held)
     assert warm == student.warming
