@@ -25,8 +25,8 @@ def _falling(levels: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _rising(interval: tuple[float, float]) -> tuple[float, float]:
-    if interval[0] >= interval[1]:
-        raise ValueError(f"an interval must rise, not {list(interval)}")
+    if interval[0] > interval[1]:
+        raise ValueError(f"an interval must not fall, as {list(interval)} does")
     return interval
 
 

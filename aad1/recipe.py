@@ -1,4 +1,7 @@
-"""Recipes: one YAML file holds every choice of a distillation; unknown keys are refused with the nearest name."""
+"""Recipes: one YAML file holds every choice of a distillation; unknown keys are refused with the nearest name.
+
+A recipe that ``extends`` another states what it changes alone.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from aad1.stages.vae import VaeConfig
 from aad1.training.motion_guard import GuardConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+EXTENDS = "extends"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +118,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: Sequence[str]
     Raises UserError for a missing file, bad YAML, an unknown key (naming the nearest) or a value of
     the wrong type.
     """
-    values = _read_yaml(_find(name))
+    values = _values(name)
     for key, text in _pairs(overrides, options):
         _assign(values, key, _parse(key, text))
     _refuse_unknown(Recipe, values, "")
@@ -147,6 +151,25 @@ def _find(name: str) -> Path:
     if name not in recipe_names():
         raise UserError(f"no recipe '{name}'{nearest(name, recipe_names())}")
     return RECIPES / f"{name}.yaml"
+
+
+def _values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's own values over those of the one it extends."""
+    if name in above:
+        raise UserError(f"recipe {name} extends itself, through {', '.join(above)}")
+    own = _read_yaml(_find(name))
+    base = own.pop(EXTENDS, None)
+    return own if base is None else _merged(_values(str(base), (*above, name)), own)
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """``own`` over ``base``, section by section; what is no section replaces what was there."""
+    merged = dict(base)
+    for key, value in own.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

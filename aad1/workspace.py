@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aad1.models.checkpoint_io import bundled
@@ -14,33 +15,38 @@ STAGES = (*ASSETS, *DISTILLATION)
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder given with ``-o`` and what is in it."""
+    """The folder given with ``-o`` and what is in it; parts that several runs share may lie ``elsewhere``."""
 
     root: Path
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def clips(self) -> Path:
         """Latent store of the training clips."""
-        return self.root / "clips"
+        return self.place("clips")
 
     @property
     def validation(self) -> Path:
         """Latent store of the held-out clips."""
-        return self.root / "validation"
+        return self.place("validation")
 
     @property
     def trajectories(self) -> Path:
         """Store of the teacher's trajectories."""
-        return self.root / "trajectories"
+        return self.place("trajectories")
 
     @property
     def text_cache(self) -> Path:
         """Embedded prompts by content."""
-        return self.root / "text_cache"
+        return self.place("text_cache")
 
     def run(self, stage: str) -> Path:
         """One stage's run: checkpoints, metrics, samples."""
-        return self.root / stage
+        return self.place(stage)
+
+    def place(self, part: str) -> Path:
+        """Where a part of it lies: a folder of its name here, if not elsewhere."""
+        return self.elsewhere.get(part, self.root / part)
 
     def student(self, stage: str) -> Path:
         """The student that a distillation stage exported."""

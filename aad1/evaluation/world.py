@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from aad1.data.world import SHORT_FRAMES, Clip, Truth, make_clip, render
 from aad1.errors import UserError, nearest
+from aad1.evaluation.intervals import RESAMPLES, Interval, draws, interval
 from aad1.measures.detect import detect
 from aad1.measures.motion import CHUNK_FRAMES, has_opencv
 from aad1.measures.reference import Reference
@@ -23,7 +24,6 @@ from aad1.measures.world import MEASURES, ClipMeasures, Measure, combine, measur
 
 TRACKS = ("determined", "free", "all")
 CLIPS = 100
-RESAMPLES = 1000
 DETECTOR_LIMIT = 0.15  # px
 CHECKED_TRUTHS = 8
 NOTE = "Mean [95 % bootstrap interval over clips]; N/A where a measure does not apply. These are not VBench numbers."
@@ -40,15 +40,6 @@ class Sample(NamedTuple):
     frames: Frames
     truth: Truth
     image_given: bool = True
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A pooled measure with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -142,22 +133,12 @@ def pool(clips: Sequence[ClipMeasures], resamples: int = RESAMPLES, seed: int = 
     """Every measure over the clips with its interval; None where no clip defines it."""
     if not clips:
         return {measure.name: None for measure in MEASURES}
-    count = len(clips)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    weights = np.vstack([np.ones(count), draws])  # the first line is the clips as they are
+    weights = draws(len(clips), resamples, seed)
     totals = {
         key: (weights @ np.array([c.sums[key][0] for c in clips]), weights @ np.array([c.sums[key][1] for c in clips]))
         for key in clips[0].sums
     }
-    return {measure.name: _interval(combine(measure, totals)) for measure in MEASURES}
-
-
-def _interval(values: NDArray[np.float64]) -> Interval | None:
-    """Point value first, then its resamples; resamples that lost every defining clip are left out."""
-    if np.isnan(values[0]):
-        return None
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Interval(float(values[0]), float(low), float(high))
+    return {measure.name: interval(combine(measure, totals)) for measure in MEASURES}
 
 
 def pooled_curve(clips: Sequence[ClipMeasures]) -> list[float | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -44,14 +44,16 @@ class CriticConfig:
 class AdversarialConfig(LoopConfig):
     """How the game is played.
 
-    critic_updates: a generator update; head_start: critic updates before the first of them;
-    consistency_weight, consistency_sigma: lambda and sigma of Eq. 10; t_range: where tau lies; shift:
-    how far it is moved towards noise in there (1 = uniform).
+    begins_with: the stage whose student it refines (the paper's is stage II's); critic_updates: a generator
+    update; head_start: critic updates before the first of them; consistency_weight, consistency_sigma: lambda and
+    sigma of Eq. 10; t_range: where tau lies ([0, 0] shows the critic clean clips); shift: how far it is moved
+    towards noise in there (1 = uniform).
     """
 
     critic: CriticConfig
     generator_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
+    begins_with: Literal["dmd_warmup", "ode_init"] = "dmd_warmup"
     critic_updates: Count = 1
     head_start: Natural = 0
     consistency_weight: Weight = 20.0
