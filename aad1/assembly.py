@@ -23,7 +23,7 @@ from torch import Tensor
 from aad1.data.clips import ClipError, find_clips
 from aad1.data.latents import LatentStore, Manifest, require
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
-from aad1.data.world import FPS, SIZE, vocabulary
+from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.files import reason_and_remedy, write_atomic
 from aad1.models.causal_wan import CausalWanTransformer3DModel
@@ -44,7 +44,8 @@ from aad1.recipe import Recipe, as_dict
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
 from aad1.stages.batches import LatentClips, Stored, Trajectories
-from aad1.stages.dmd_warmup import DmdWarmupStage
+from aad1.stages.dmd_warmup import DmdWarmupStage, ScoreDistillation
+from aad1.stages.joint import JointStage
 from aad1.stages.ode_init import OdeInitStage, check_levels
 from aad1.stages.showing import Showing
 from aad1.stages.teacher import TeacherStage
@@ -57,12 +58,12 @@ from aad1.training.player import Player
 from aad1.training.randomness import generator_for
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
+WORLD_SOURCES: dict[str, Track | None] = {"world": None, "world:determined": "determined", "world:free": "free"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 CLIPS, COUNT = "clips", "clip count"
 Phase = Callable[[str], AbstractContextManager[Any]]
-STUDENTS = {"dmd_warmup": "ode_init", "adversarial": "dmd_warmup"}  # whose student a stage begins with
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 CAPTIONS_AT_ONCE = 32
 MAKES_ITS_OWN = ("text", "vae")  # stages that read no store
@@ -217,13 +218,16 @@ class Assembly:
 
     def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
         data = self.recipe.data
-        if data.source == "world":
+        if data.source in WORLD_SOURCES:
             if (data.size, data.fps) != ((SIZE, SIZE), FPS):
                 raise UserError(
                     f"the embedded world has size [{SIZE}, {SIZE}] and fps {FPS}, the recipe's data {list(data.size)} "
                     f"and {data.fps:g}; use the same, or give videos as data.source"
                 )
-            return world_clips("train", data.clips, data.frames), world_clips("val", data.validation, data.frames)
+            track = WORLD_SOURCES[data.source]
+            wanted = (("train", data.clips), ("val", data.validation))
+            training, held_out = (world_clips(split, count, data.frames, track) for split, count in wanted)
+            return training, held_out
         found = file_clips(find_clips(data.source), size=data.size, fps=data.fps, frames=data.frames)
         if len(found) <= data.validation:
             raise UserError(
@@ -333,22 +337,20 @@ class Assembly:
     def _dmd_warmup(self) -> Stage:
         return DmdWarmupStage(
             self.recipe.dmd_warmup,
-            self.student(STUDENTS["dmd_warmup"]),
-            self.teacher(),
-            self.teacher(),
+            self.student(self._before("dmd_warmup")),
+            self._scores(),
             LatentClips(self.clips, self.text, self.device),
-            self.prompt(self.recipe.negative_prompt),
             self.recipe.student.passes,
             self.showing,
             MotionGuard(self.recipe.guard),
         )
 
     def _adversarial(self) -> Stage:
-        config, before = self.recipe.adversarial, STUDENTS["adversarial"]
+        config, before = self.recipe.adversarial, self._before("adversarial")
         generator = self.student(before)
         # A causal critic starts from the student, a bidirectional one from the teacher.
         backbone = self.student(before) if config.critic.visibility == "block_causal" else self.teacher()
-        return AdversarialStage(
+        game = AdversarialStage(
             config,
             generator,
             self._critic(backbone).to(self.device),
@@ -356,6 +358,22 @@ class Assembly:
             self.recipe.student.passes,
             self.showing,
         )
+        return JointStage(game, self._scores()) if config.dmd_weight else game
+
+    def _scores(self) -> ScoreDistillation:
+        """Fake score and teacher, both the folder's transformer to begin with."""
+        negative = self.prompt(self.recipe.negative_prompt)
+        return ScoreDistillation(self.recipe.dmd_warmup, self.teacher(), self.teacher(), negative)
+
+    def _before(self, name: str) -> str:
+        """The stage whose student ``name`` begins with."""
+        return {"dmd_warmup": "ode_init", "adversarial": self.recipe.adversarial.begins_with}[name]
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """The stages of this recipe's distillation, in order: without a warm-up where stage III begins with stage I."""
+        skipped = self.recipe.adversarial.begins_with == "ode_init"
+        return tuple(name for name in DISTILLATION if not (skipped and name == "dmd_warmup"))
 
     def _critic(self, backbone: CausalWanTransformer3DModel) -> Critic:
         try:
@@ -402,7 +420,7 @@ class Assembly:
             self.prepare_clips()
         with phase("trajectories"):
             self.prepare_trajectories()
-        for name in DISTILLATION:
+        for name in self.way:
             with phase(name):
                 self.train(name, resume=resume and self.workspace.run(name).exists())
         return self.workspace.student(DISTILLATION[-1])
@@ -478,8 +496,9 @@ class Assembly:
             return {}
         parts = ("vae", "text_encoder", "tokenizer", *(("transformer",) if name in DISTILLATION else ()))
         paths = {part: self.folder.path / part for part in parts}
-        if name in STUDENTS:
-            paths[f"student of {STUDENTS[name]}"] = self._student_path(STUDENTS[name])
+        if name in ("dmd_warmup", "adversarial"):
+            before = self._before(name)
+            paths[f"student of {before}"] = self._student_path(before)
         return {what: folder_hash(path) for what, path in paths.items()}
 
 

@@ -50,7 +50,8 @@ class NewFolder:
 class Data:
     """What the stages learn from.
 
-    source: ``world``, or a folder, CSV or JSONL of videos with captions; clips and validation: how many
+    source: ``world`` (or one track of it, ``world:determined`` or ``world:free``), or a folder, CSV or JSONL of
+    videos with captions; clips and validation: how many
     (of a user's own source the first ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
     size: height and width in pixels; batch: clips encoded at once.
     """
@@ -136,6 +137,11 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: Sequence[str]
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, in YAML's types."""
     return TypeAdapter(Recipe).dump_python(recipe, mode="json")
+
+
+def without_defaults(recipe: Recipe) -> dict[str, Any]:
+    """As ``as_dict``, without the values that are their defaults."""
+    return TypeAdapter(Recipe).dump_python(recipe, mode="json", exclude_defaults=True)
 
 
 def recipe_names() -> list[str]:

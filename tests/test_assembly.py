@@ -38,8 +38,8 @@ def origin(model: nn.Module) -> str:
 def test_stage_ii_begins_with_the_student_of_stage_i_and_two_teachers(tiny_folder: Path, tmp_path: Path) -> None:
     stage: Any = assembly(tiny_folder, tmp_path).stage("dmd_warmup")
     assert origin(stage.generator_model) == "ode_init"
-    assert origin(stage.teacher) == origin(stage.fake_score_model) == "teacher"
-    assert stage.teacher is not stage.fake_score_model
+    assert origin(stage.scores.teacher) == origin(stage.scores.fake_score) == "teacher"
+    assert stage.scores.teacher is not stage.scores.fake_score
 
 
 @pytest.mark.parametrize(("visibility", "backbone"), [("full", "teacher"), ("block_causal", "dmd_warmup")])

@@ -21,7 +21,7 @@ from aad1.errors import UserError
 from aad1.flow import euler_grid, grid_index
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import build_tiny_text
-from aad1.recipe import RECIPES, Recipe, as_dict, load_recipe, recipe_names
+from aad1.recipe import EXTENDS, RECIPES, Recipe, as_dict, load_recipe, recipe_names
 from aad1.stages.adversarial import CriticConfig
 from aad1.stages.trajectories import stored_indices
 from aad1.teacher_sampling import TeacherSampling
@@ -128,14 +128,15 @@ def test_a_recipes_stages_take_a_step(
     recipe = load_recipe(name, [*TINY, *ONE_STEP, "--model", str(tiny_folder)])
     assembly = Assembly(recipe, Workspace(tmp_path))
     student = assembly.distill(resume=False)
-    wanted = {
+    keys = {
         "ode_init": ["generator/loss"],
         "dmd_warmup": ["fake_score/loss", "generator/dmd_gradient"],
         "adversarial": ["critic/loss", "critic/gap", "generator/loss"],
     }
-    for stage, keys in wanted.items():
+    assert set(assembly.way) >= {"ode_init", "adversarial"}
+    for stage in assembly.way:
         (row,) = read_metrics(tmp_path / stage / "metrics.jsonl")
-        assert {*keys, "eval/presence"} <= row.keys()
+        assert {*keys[stage], "eval/presence"} <= row.keys()
         assert (tmp_path / stage / "samples" / "step-000001.mp4").is_file()
     config = CausalWanTransformer3DModel.load_config(student)
     for key, value in {**as_dict(recipe)["student"], "size": [64, 64]}.items():
@@ -352,7 +353,7 @@ def test_every_key_of_a_recipe_has_its_field(name: str) -> None:
             _, part, entry = key.split(".")
             assert entry in inspect.signature(parts[part]).parameters
         else:
-            assert key in known or key.rpartition(".")[0].endswith("lr_overrides"), key
+            assert key in {*known, EXTENDS} or key.rpartition(".")[0].endswith("lr_overrides"), key
 
 
 def test_every_field_is_read_somewhere() -> None:

@@ -28,7 +28,8 @@ from aad1.stages import adversarial, batches, dmd_warmup
 from aad1.stages import vae as vae_stage
 from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig, critic_health
 from aad1.stages.batches import ClipBatch, TrajectoryBatch, noise_like
-from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage
+from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage, ScoreDistillation
+from aad1.stages.joint import JointStage
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
 from aad1.stages.teacher import Lesson, TeacherConfig, TeacherStage
 from aad1.stages.text import TextConfig, TextStage
@@ -106,7 +107,15 @@ def dmd_stage(levels: tuple[float, ...] = (1.0,), **config: Any) -> DmdWarmupSta
         **{"steps": 2, "batch": BATCH, "generator_optimizer": ADAM, "fake_score_optimizer": ADAM, **config}
     )
     negative = text_of(1, seed=9)
-    return DmdWarmupStage(settings, model(1), model(2), model(0), clips(), negative, levels, NothingToShow(), guard())  # type: ignore[arg-type]
+    return DmdWarmupStage(
+        settings,
+        model(1),
+        ScoreDistillation(settings, model(2), model(0), negative),
+        clips(),
+        levels,
+        NothingToShow(),
+        guard(),
+    )  # type: ignore[arg-type]
 
 
 def adversarial_stage(levels: tuple[float, ...] = (1.0,), kind: CriticConfig | None = None, **config: Any) -> Any:
@@ -128,6 +137,10 @@ def adversarial_stage(levels: tuple[float, ...] = (1.0,), kind: CriticConfig | N
     return AdversarialStage(settings, model(1), critic, clips(), levels, NothingToShow())  # type: ignore[arg-type]
 
 
+def joint_stage(weight: float = 1.0) -> JointStage:
+    return JointStage(adversarial_stage(dmd_weight=weight), dmd_stage().scores)
+
+
 def stream(seed: int = 5) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -140,8 +153,10 @@ def batch_of(stage: Any) -> Any:
 
 
 def models_of(stage: Any) -> dict[str, nn.Module]:
-    """Every module of a stage by its field."""
-    return {name: value for name, value in vars(stage).items() if isinstance(value, nn.Module)}
+    """Every module of a stage, and of the parts it is made of, by its field."""
+    parts = [getattr(stage, name) for name in ("scores", "game") if hasattr(stage, name)]
+    own = {name: value for name, value in vars(stage).items() if isinstance(value, nn.Module)}
+    return own | {name: value for part in parts for name, value in models_of(part).items()}
 
 
 UNREAD = ("backbone.scale_shift_table", "backbone.proj_out")  # the critic reads hidden states, not velocities
@@ -149,10 +164,13 @@ UNREAD = ("backbone.scale_shift_table", "backbone.proj_out")  # the critic reads
 ROUTES = {
     "teacher": (teacher_stage, "teacher", "teacher"),
     "stage I": (ode_stage, "generator", "generator"),
-    "stage II, fake score": (dmd_stage, "fake_score", "fake_score_model"),
+    "stage II, fake score": (dmd_stage, "fake_score", "fake_score"),
     "stage II, generator": (dmd_stage, "generator", "generator_model"),
     "stage III, critic": (adversarial_stage, "critic", "critic_model"),
     "stage III, generator": (adversarial_stage, "generator", "generator_model"),
+    "jointly, fake score": (joint_stage, "fake_score", "fake_score"),
+    "jointly, critic": (joint_stage, "critic", "critic_model"),
+    "jointly, generator": (joint_stage, "generator", "generator_model"),
 }
 
 
@@ -193,7 +211,19 @@ def test_one_step_of_the_loop_moves_the_players_and_leaves_the_teacher(
     assert counts == ({"fake_score": 5, "generator": 1} if build is dmd_stage else {"critic": 1, "generator": 1})
 
 
+def test_the_joint_loss_is_equation_9_plus_weighted_equation_6() -> None:
+    values = {}
+    for weight in (0.0, 1.0, 3.0):
+        stage = joint_stage(weight)
+        values[weight] = float(stage.loss(Turn("generator", 0), batch_of(stage), stream()).value.detach())
+    alone = adversarial_stage()
+    assert values[0.0] == float(alone.loss(Turn("generator", 0), batch_of(alone), stream()).value.detach())
+    assert values[3.0] - values[0.0] == pytest.approx(3 * (values[1.0] - values[0.0]), rel=1e-3)
+    assert values[1.0] > values[0.0]
+
+
 def test_the_order_of_the_turns() -> None:
+    assert list(joint_stage().turns(0)) == ["fake_score"] * 5 + ["critic", "generator"]
     assert list(teacher_stage().turns(0)) == ["teacher"]
     assert list(ode_stage().turns(7)) == ["generator"]
     assert list(dmd_stage().turns(0)) == ["fake_score"] * 5 + ["generator"]
@@ -417,7 +447,7 @@ def assert_standard_normal(x: Tensor) -> None:
 
 def test_the_teacher_learns_the_velocity_of_one_level_a_clip() -> None:
     stage, batch = teacher_stage(text_dropout=0.0), clips().read(range(BATCH))
-    calls = record(stage.teacher)
+    calls = record(stage.scores.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream())
     (call,) = calls
     assert call.options.get("visibility", "full") == "full"
@@ -431,7 +461,7 @@ def test_the_teacher_learns_the_velocity_of_one_level_a_clip() -> None:
 
 def test_dropped_text_is_the_empty_prompt_for_the_whole_clip() -> None:
     stage, batch = teacher_stage(text_dropout=0.5), clips().read(range(BATCH))
-    calls = record(stage.teacher)
+    calls = record(stage.scores.teacher)
     for seed in range(12):
         stage.loss(Turn("teacher", 0), batch, stream(seed))
     kept = [torch.equal(call.text[i], batch.text[i]) for call in calls for i in range(BATCH)]
@@ -513,7 +543,7 @@ def test_the_teachers_levels_are_shifted_as_the_lesson_says_and_then_the_section
         (teacher_stage(shift=1.0), 0),
         *[(teacher_stage(shift=3.0, curriculum=(lesson,)), i) for i in (0, 1)],
     ):
-        calls = record(stage.teacher)
+        calls = record(stage.scores.teacher)
         stage.loss(Turn("teacher", step), batch_of(stage), stream())
         drawn.append(calls[0].t)
     u, first, later = drawn
@@ -523,7 +553,7 @@ def test_the_teachers_levels_are_shifted_as_the_lesson_says_and_then_the_section
 
 def test_the_teachers_loss_is_logged_by_noise_level_without_the_image() -> None:
     stage, expected = teacher_stage(text_dropout=0.0), {}
-    batch, calls = stage.dataset.read(range(4)), record(stage.teacher)
+    batch, calls = stage.dataset.read(range(4)), record(stage.scores.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream(7))
     (call,) = calls
     errors = (call.output - (noise_in(call.latents, batch.latents, call.t) - batch.latents))[:, :, 1:].square()
@@ -610,7 +640,7 @@ def test_levels_that_are_not_stored_are_refused() -> None:
 @pytest.mark.parametrize("levels", [(1.0,), (1.0, 5 / 6)], ids=["1 pass", "2 passes"])
 def test_the_fake_score_learns_the_velocity_of_the_students_own_clips(levels: tuple[float, ...]) -> None:
     stage, noise = dmd_stage(levels), stream()
-    calls = record(stage.fake_score_model)
+    calls = record(stage.scores.fake_score)
     loss = stage.loss(Turn("fake_score", 0), batch_of(stage), stream())
     with torch.no_grad():
         clip = rolled(stage, noise)
@@ -628,7 +658,7 @@ def test_the_generators_gradient_is_equation_6(levels: tuple[float, ...]) -> Non
     """All the way to the weights: (x0_fake - x0_real) / mean|x - x0_real| against d clip / d weights."""
     stage = dmd_stage(levels, guidance=4.0)
     batch, weights = batch_of(stage), list(stage.generator_model.parameters())
-    teacher_calls, fake_calls = record(stage.teacher), record(stage.fake_score_model)
+    teacher_calls, fake_calls = record(stage.scores.teacher), record(stage.scores.fake_score)
     loss = stage.loss(Turn("generator", 0), batch, stream())
     found = torch.autograd.grad(loss.value, weights)
 
@@ -654,7 +684,7 @@ def test_the_generators_gradient_is_equation_6(levels: tuple[float, ...]) -> Non
 
 def test_both_scores_are_given_the_image_clean_when_the_recipe_says_so() -> None:
     stage, batch = dmd_stage(clean_image=True, guidance=4.0), batch_of(dmd_stage())
-    seen = [record(stage.teacher), record(stage.fake_score_model)]
+    seen = [record(stage.scores.teacher), record(stage.scores.fake_score)]
     for player in ("generator", "fake_score"):
         stage.loss(Turn(player, 0), batch, stream())
     calls = [call for network in seen for call in network]
@@ -667,7 +697,7 @@ def test_both_scores_are_given_the_image_clean_when_the_recipe_says_so() -> None
 
 def test_the_teacher_learns_to_follow_a_clean_image() -> None:
     stage, batch = teacher_stage(clean_image=1.0, text_dropout=0.0), clips().read(range(BATCH))
-    calls = record(stage.teacher)
+    calls = record(stage.scores.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream())
     (call,) = calls
     assert torch.equal(call.latents[:, :, :1], batch.latents[:, :, :1])
@@ -679,7 +709,7 @@ def test_the_teacher_learns_to_follow_a_clean_image() -> None:
 
 def test_the_teacher_learns_from_the_first_frames_of_a_clip() -> None:
     stage, batch = teacher_stage(frames=3, text_dropout=0.0), clips().read(range(BATCH))
-    calls = record(stage.teacher)
+    calls = record(stage.scores.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream())
     (call,) = calls
     x0 = batch.latents[:, :, :3]
@@ -690,7 +720,7 @@ def test_the_teacher_learns_from_the_first_frames_of_a_clip() -> None:
 def test_a_curriculum_goes_from_lesson_to_lesson_and_then_on_as_the_section_says() -> None:
     lessons = (Lesson(steps=2, frames=2, clean_image=1.0), Lesson(steps=3, frames=3))
     stage = teacher_stage(curriculum=lessons, steps=10)
-    calls = record(stage.teacher)
+    calls = record(stage.scores.teacher)
     for step in range(7):
         stage.loss(Turn("teacher", step), clips().read(range(BATCH)), stream())
     assert [call.t.shape[1] for call in calls] == [2, 2, 3, 3, 3, FRAMES, FRAMES]
@@ -699,9 +729,9 @@ def test_a_curriculum_goes_from_lesson_to_lesson_and_then_on_as_the_section_says
 
 def test_noise_levels_are_shifted_and_clamped() -> None:
     stage = dmd_stage()
-    calls = record(stage.fake_score_model)
+    calls = record(stage.scores.fake_score)
     clip, text = clip_of(FRAMES, batch=64), text_of(batch=64)
-    stage._fake_score_loss(clip, text, stream())
+    stage.scores.fake_score_loss(clip, text, stream())
     drawn = calls[0].t[:, 0]
     assert drawn.min() >= 0.02
     assert drawn.max() <= 0.98
@@ -709,7 +739,9 @@ def test_noise_levels_are_shifted_and_clamped() -> None:
 
 
 def test_a_level_inside_the_range_of_stage_ii_stays_as_it_was_drawn() -> None:
-    drawn = [dmd_stage(t_range=span)._noised(clip_of(FRAMES, batch=64), stream())[2] for span in ((0, 1), (0.6, 0.9))]
+    drawn = [
+        dmd_stage(t_range=span).scores._noised(clip_of(FRAMES, batch=64), stream())[2] for span in ((0, 1), (0.6, 0.9))
+    ]
     assert 0.6 < drawn[1].median() < 0.9
     assert torch.equal(drawn[1], drawn[0].clamp(0.6, 0.9))
 

@@ -20,7 +20,7 @@ from aad1.evaluation.intervals import RESAMPLES, Interval, draws, interval
 from aad1.measures.detect import detect
 from aad1.measures.motion import CHUNK_FRAMES, has_opencv
 from aad1.measures.reference import Reference
-from aad1.measures.world import MEASURES, ClipMeasures, Measure, combine, measure_clip
+from aad1.measures.world import CURVES, MEASURES, ClipMeasures, Measure, combine, measure_clip
 
 TRACKS = ("determined", "free", "all")
 CLIPS = 100
@@ -44,12 +44,19 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One model's measures by track; None is N/A. curves: speed ratio per chunk, None where nothing was found."""
+    """One model's measures by track; None is N/A. curves: of CURVES, by chunk, None where nothing was found."""
 
     name: str
     clips: dict[str, int]
     measures: dict[str, dict[str, Interval | None]]
-    curves: dict[str, list[float | None]]
+    curves: dict[str, dict[str, list[float | None]]]
+
+
+class Measured(NamedTuple):
+    """One clip's measures and the track of its truth."""
+
+    track: str
+    clip: ClipMeasures
 
 
 def protocol_clips(frames: int = SHORT_FRAMES, count: int = CLIPS, split: str = "test") -> Iterator[Clip]:
@@ -65,25 +72,33 @@ def evaluate(
     with_flow: bool = True,
     seed: int = 0,
 ) -> Row:
-    """Measure generated frames against the truth each was asked for.
+    """Measure generated frames against the truth each was asked for, and pool them.
 
     Raises UserError without samples, for frames of another length or size, or when the detector fails.
     """
-    tracks: list[str] = []
-    clips: list[ClipMeasures] = []
-    for frames, truth, image_given in samples:
-        if len(clips) < CHECKED_TRUTHS:
+    return pooled_row(name, measured(samples, chunk_frames, with_flow), seed)
+
+
+def measured(samples: Iterable[Sample], chunk_frames: int = CHUNK_FRAMES, with_flow: bool = True) -> Iterator[Measured]:
+    """Each clip's own measures; raises UserError for frames of another length or size, or when the detector fails."""
+    for index, (frames, truth, image_given) in enumerate(samples):
+        if index < CHECKED_TRUTHS:
             check_detector(truth)
-        clips.append(measure_clip(frames, Reference.of(truth, image_given), chunk_frames, with_flow=with_flow))
-        tracks.append(truth.scene.track)
-    if not clips:
+        reference = Reference.of(truth, image_given)
+        yield Measured(truth.scene.track, measure_clip(frames, reference, chunk_frames, with_flow=with_flow))
+
+
+def pooled_row(name: str, clips: Iterable[Measured], seed: int = 0) -> Row:
+    """The clips pooled by track; raises UserError without any."""
+    held = list(clips)
+    if not held:
         raise UserError(f"row '{name}' has no clips to evaluate; give at least one")
-    chosen = {t: [c for c, own in zip(clips, tracks, strict=True) if t in (own, "all")] for t in TRACKS}
+    chosen = {track: [m.clip for m in held if track in (m.track, "all")] for track in TRACKS}
     return Row(
         name,
         {track: len(part) for track, part in chosen.items()},
         {track: pool(part, seed=seed) for track, part in chosen.items()},
-        {track: pooled_curve(part) for track, part in chosen.items()},
+        {track: pooled_curves(part) for track, part in chosen.items()},
     )
 
 
@@ -141,14 +156,12 @@ def pool(clips: Sequence[ClipMeasures], resamples: int = RESAMPLES, seed: int = 
     return {measure.name: interval(combine(measure, totals)) for measure in MEASURES}
 
 
-def pooled_curve(clips: Sequence[ClipMeasures]) -> list[float | None]:
-    """Speed ratio of each chunk over all clips, which must be of one length."""
-    if not clips:
-        return []
-    if len({c.curve.shape for c in clips}) > 1:
+def pooled_curves(clips: Sequence[ClipMeasures]) -> dict[str, list[float | None]]:
+    """Each of CURVES by chunk over all clips, which must be of one length."""
+    if len({c.curves["rho"].shape for c in clips}) > 1:
         raise UserError("clips of different lengths in one row; evaluate the short and the long protocol separately")
-    total = np.sum([c.curve for c in clips], axis=0)
-    return [float(s / g) if g > 0 else None for s, g in total]
+    totals = {name: np.sum([c.curves[name] for c in clips], axis=0) for name in CURVES if clips}
+    return {name: [float(a / b) if b > 0 else None for a, b in total] for name, total in totals.items()}
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -170,7 +183,7 @@ def report(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
         track: {
             "table": table(rows, track),
             "clips": {row.name: row.clips[track] for row in rows},
-            "speed_curves": {row.name: row.curves[track] for row in rows},
+            "curves": {row.name: row.curves[track] for row in rows},
         }
         for track in TRACKS
     }

@@ -44,16 +44,18 @@ class CriticConfig:
 class AdversarialConfig(LoopConfig):
     """How the game is played.
 
-    begins_with: the stage whose student it refines (the paper's is stage II's); critic_updates: a generator
-    update; head_start: critic updates before the first of them; consistency_weight, consistency_sigma: lambda and
-    sigma of Eq. 10; t_range: where tau lies ([0, 0] shows the critic clean clips); shift: how far it is moved
-    towards noise in there (1 = uniform).
+    begins_with: the stage whose student it refines (the paper's is stage II's); dmd_weight: of Eq. 6 beside Eq. 9
+    in the generator's loss, with scores as dmd_warmup has them (0: phases, as in the paper); critic_updates: a
+    generator update; head_start: critic updates before the first of them; consistency_weight, consistency_sigma:
+    lambda and sigma of Eq. 10; t_range: where tau lies ([0, 0] shows the critic clean clips); shift: how far it is
+    moved towards noise in there (1 = uniform).
     """
 
     critic: CriticConfig
     generator_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
     begins_with: Literal["dmd_warmup", "ode_init"] = "dmd_warmup"
+    dmd_weight: Weight = 0.0
     critic_updates: Count = 1
     head_start: Natural = 0
     consistency_weight: Weight = 20.0
@@ -95,14 +97,14 @@ class AdversarialStage(PlainStage):
 
     def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
         """Eq. 8 and 10 for the critic, Eq. 9 for the generator, each on a fresh rollout (Eq. 7)."""
-        self._let_critic_learn(turn.player == "critic")
+        self.let_critic_learn(turn.player == "critic")
         if turn.player == "critic":
             with torch.no_grad():
                 fake = roll_batch(self.generator_model, batch, self.levels, noise)
             return self._critic_loss(batch, fake, noise)
-        return self._generator_loss(batch, roll_batch(self.generator_model, batch, self.levels, noise), noise)
+        return self.generator_loss(batch, roll_batch(self.generator_model, batch, self.levels, noise), noise)
 
-    def _let_critic_learn(self, on: bool) -> None:
+    def let_critic_learn(self, on: bool) -> None:
         """Whether passes record gradient for the critic's weights.
 
         It holds until the next turn: with gradient checkpointing the backward repeats the forward, and
@@ -131,8 +133,8 @@ class AdversarialStage(PlainStage):
         regularisers = {f"consistency_{name}": float(r.detach()) for name, r in reg.items()}
         return Loss(value, {"game": float(game.detach()), **regularisers, **health})
 
-    def _generator_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
-        """Eq. 9; the critic's own weights take no gradient from it."""
+    def generator_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 9 of a rolled-out clip; the critic's own weights take no gradient from it (``let_critic_learn``)."""
         eps, t = self._noising(fake, noise)
         logit = self.critic_model(add_noise(fake, eps, t), t, batch.text)
         return Loss(generator_loss(logit), {"logit": float(logit.detach().mean())})

@@ -45,15 +45,49 @@ class DmdWarmupConfig(LoopConfig):
 
 
 @dataclass
+class ScoreDistillation:
+    """The two scores and their losses. The teacher is frozen; negative_text: [1, length, dim]."""
+
+    config: DmdWarmupConfig
+    fake_score: CausalWanTransformer3DModel
+    teacher: CausalWanTransformer3DModel
+    negative_text: Tensor
+
+    def __post_init__(self) -> None:
+        self.teacher.requires_grad_(False)
+
+    def fake_score_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 5: flow matching on generated clips."""
+        x_t, eps, t = self._noised(clip, noise)
+        return Loss(flow_matching(self.fake_score(x_t, t, text), clip, eps, t), {})
+
+    def generator_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
+        """Eq. 6 through its surrogate: d loss / d clip is the difference of the two scores."""
+        with torch.no_grad():
+            x_t, _, t = self._noised(clip.detach(), noise)
+            negative = self.negative_text.to(text).expand_as(text)
+            v_real = guided_velocity(self.teacher, x_t, t, text, negative, self.config.guidance)
+            v_fake = self.fake_score(x_t, t, text)
+            gradient = dmd_gradient(clip.detach(), x0_from_v(x_t, v_real, t), x0_from_v(x_t, v_fake, t))
+        return Loss(dmd_surrogate(clip, gradient), {"dmd_gradient": float(gradient.abs().mean())})
+
+    def _noised(self, clip: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole clip (or all but its image) at one random level a sample: x_tau, its noise, tau [batch, frames]."""
+        eps = noise_like(clip, noise)
+        level = shift_t(uniform((len(clip), 1), clip, noise), self.config.shift).clamp(*self.config.t_range)
+        t = level.expand(-1, clip.shape[2])
+        t = with_clean_image(t) if self.config.clean_image else t
+        return add_noise(clip, eps, t), eps, t
+
+
+@dataclass
 class DmdWarmupStage:
-    """Players: generator and fake score. The teacher is frozen."""
+    """Players: generator and fake score."""
 
     config: DmdWarmupConfig
     generator_model: CausalWanTransformer3DModel
-    fake_score_model: CausalWanTransformer3DModel
-    teacher: CausalWanTransformer3DModel
+    scores: ScoreDistillation
     dataset: LatentClips
-    negative_text: Tensor
     levels: Sequence[float]
     showing: Showing
     guard: MotionGuard
@@ -62,9 +96,8 @@ class DmdWarmupStage:
     kept: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.teacher.requires_grad_(False)
         self.players = {
-            "fake_score": Player("fake_score", self.fake_score_model, self.config.fake_score_optimizer),
+            "fake_score": Player("fake_score", self.scores.fake_score, self.config.fake_score_optimizer),
             "generator": Player("generator", self.generator_model, self.config.generator_optimizer),
         }
         self.kept = self._weights()
@@ -81,33 +114,9 @@ class DmdWarmupStage:
         if turn.player == "fake_score":
             with torch.no_grad():
                 clip = roll_batch(self.generator_model, batch, self.levels, noise)
-            return self._fake_score_loss(clip, batch.text, noise)
-        return self._generator_loss(roll_batch(self.generator_model, batch, self.levels, noise), batch.text, noise)
-
-    def _noised(self, clip: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole clip (or all but its image) at one random level a sample: x_tau, its noise, tau [batch, frames]."""
-        eps = noise_like(clip, noise)
-        level = shift_t(uniform((len(clip), 1), clip, noise), self.config.shift).clamp(*self.config.t_range)
-        t = level.expand(-1, clip.shape[2])
-        t = with_clean_image(t) if self.config.clean_image else t
-        return add_noise(clip, eps, t), eps, t
-
-    def _fake_score_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
-        """Eq. 5: flow matching on generated clips."""
-        x_t, eps, t = self._noised(clip, noise)
-        return Loss(flow_matching(self.fake_score_model(x_t, t, text), clip, eps, t), {})
-
-    def _generator_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
-        """Eq. 6 through its surrogate: d loss / d clip is the difference of the two scores."""
-        with torch.no_grad():
-            x_t, _, t = self._noised(clip.detach(), noise)
-            v_real = guided_velocity(self.teacher, x_t, t, text, self._negative(text), self.config.guidance)
-            v_fake = self.fake_score_model(x_t, t, text)
-            gradient = dmd_gradient(clip.detach(), x0_from_v(x_t, v_real, t), x0_from_v(x_t, v_fake, t))
-        return Loss(dmd_surrogate(clip, gradient), {"dmd_gradient": float(gradient.abs().mean())})
-
-    def _negative(self, text: Tensor) -> Tensor:
-        return self.negative_text.to(text).expand_as(text)
+            return self.scores.fake_score_loss(clip, batch.text, noise)
+        clip = roll_batch(self.generator_model, batch, self.levels, noise)
+        return self.scores.generator_loss(clip, batch.text, noise)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """Roll the student out on held-out images; while its motion holds, these weights are the ones to keep.
