@@ -99,6 +99,7 @@ MEASURES = (
     Measure("seam_luma", "seam-luma", "1", "change of luma at chunk boundaries over change elsewhere"),
     Measure("seam_kinematic", "seam-kin", "1", "second difference of position at chunk boundaries over elsewhere"),
 )
+CURVES = ("rho", "id_ok", "quality")  # measures that are also kept by chunk
 MEASURE = {measure.name: measure for measure in MEASURES}
 MOTION = frozenset({"rho", "rho_first", "rho_last", "freeze", "static", "dynamic", "heading", "speed", "energy"})
 ALWAYS = MOTION | {"position_error", "horizon", "presence", "presence_last"}  # the others are N/A for a static clip
@@ -106,10 +107,10 @@ ALWAYS = MOTION | {"position_error", "horizon", "presence", "presence_last"}  # 
 
 @dataclass(frozen=True)
 class ClipMeasures:
-    """One clip's measures as (numerator, denominator) pairs; curve is [chunks, 2]: sums of s and g per chunk."""
+    """One clip's measures as (numerator, denominator) pairs; curves: of CURVES, such pairs by chunk, [chunks, 2]."""
 
     sums: dict[str, Pair]
-    curve: NDArray[np.float64]
+    curves: dict[str, NDArray[np.float64]]
 
     def value(self, name: str) -> float:
         """The measure of this clip alone, nan where N/A."""
@@ -119,7 +120,7 @@ class ClipMeasures:
     def speed_curve(self) -> NDArray[np.float64]:
         """Speed ratio of each chunk, nan where nothing was found."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.curve[:, 0] / self.curve[:, 1])
+            return np.asarray(self.curves["rho"][:, 0] / self.curves["rho"][:, 1])
 
 
 def combine(
@@ -176,6 +177,24 @@ class Observed:
         return np.asarray((room > reach) & ~near.any(axis=1))
 
     @cached_property
+    def growth(self) -> NDArray[np.float64]:
+        """Area over that of the first frame, [objects, frames], nan where absent or never begun."""
+        areas, first = self.detection.areas, self.detection.areas[:, :1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.detection.present & (first > 0), areas / first, np.nan)
+
+    @cached_property
+    def same(self) -> NDArray[np.bool_]:
+        """Where an object is still what it was: there, of its size and of its colour, [objects, frames]."""
+        like = self.detection.lab_distance < LAB_OK
+        return np.asarray((self.growth >= AREA_OK[0]) & (self.growth <= AREA_OK[1]) & like)
+
+    @cached_property
+    def quality(self) -> NDArray[np.float64]:
+        """Re-render quality of each frame, [frames]."""
+        return quality(self.frames, self.drawn)
+
+    @cached_property
     def bends(self) -> NDArray[np.float64]:
         """|P_{t+1} - 2 P_t + P_{t-1}| by middle frame, [objects, frames - 2], nan unless clear and found."""
         second = np.linalg.norm(np.diff(self.detection.positions, 2, axis=1), axis=-1)
@@ -207,7 +226,7 @@ def measure_clip(
     sums |= _appearance(seen) | _quality(seen) | _seams(seen)
     if static:
         sums = {name: pair if name in ALWAYS else NOT_APPLICABLE for name, pair in sums.items()}
-    return ClipMeasures(sums, _curve(seen))
+    return ClipMeasures(sums, _curves(seen))
 
 
 # --- motion ----------------------------------------------------------------------------------
@@ -231,10 +250,16 @@ def _speed_sums(s: NDArray[np.float64], g: NDArray[np.float64]) -> Pair:
     return float(s[known].sum()), float(g[known].sum())
 
 
-def _curve(seen: Observed) -> NDArray[np.float64]:
-    """Sums of s and g in each chunk, [chunks, 2]; step i, from frame i to i + 1, belongs to chunk i // chunk_frames."""
+def _curves(seen: Observed) -> dict[str, NDArray[np.float64]]:
+    """The pairs of CURVES in each chunk; step i, from frame i to frame i + 1, and that frame are in chunk i // n."""
     s, g, n = seen.steps, seen.reference.true_speeds, seen.chunk_frames
-    return np.array([_speed_sums(s[:, i : i + n], g[:, i : i + n]) for i in range(0, s.shape[1], n)])
+    same, quality = seen.same[:, 1:], seen.quality[1:]
+    starts = range(0, s.shape[1], n)
+    return {
+        "rho": np.array([_speed_sums(s[:, i : i + n], g[:, i : i + n]) for i in starts]),
+        "id_ok": np.array([(same[:, i : i + n].sum(), same[:, i : i + n].size) for i in starts], np.float64),
+        "quality": np.array([(quality[i : i + n].sum(), quality[i : i + n].size) for i in starts], np.float64),
+    }
 
 
 def _prompt(seen: Observed) -> dict[str, Pair]:
@@ -333,17 +358,14 @@ def first_collisions(reference: Reference) -> list[int]:
 def _identity(seen: Observed) -> dict[str, Pair]:
     """Presence, id_ok (an absent object is not ok), foreign colour and radius drift (of found objects)."""
     found = seen.detection
-    first, late = found.areas[:, :1], found.present[:, -max(1, found.areas.shape[1] // 4) :]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        growth = np.where(found.present & (first > 0), found.areas / first, np.nan)
-    same = (growth >= AREA_OK[0]) & (growth <= AREA_OK[1]) & (found.lab_distance < LAB_OK)
-    size, foreign = float(same.size), float(found.foreign.sum())
-    change = np.abs(np.diff(_ends(np.sqrt(growth)), axis=0))[0]
+    late = found.present[:, -max(1, found.areas.shape[1] // 4) :]
+    size, foreign = float(seen.same.size), float(found.foreign.sum())
+    change = np.abs(np.diff(_ends(np.sqrt(seen.growth)), axis=0))[0]
     change = change[~np.isnan(change)]
     return {
         "presence": (float(found.present.sum()), size),
         "presence_last": (float(late.sum()), float(late.size)),
-        "id_ok": (float(same.sum()), size),
+        "id_ok": (float(seen.same.sum()), size),
         "foreign": (foreign, foreign + float(found.areas.sum())),
         "radius_drift": (float(change.sum()), float(change.size)),
     }
@@ -404,7 +426,7 @@ def _quality(seen: Observed) -> dict[str, Pair]:
 
     An absent object is not drawn, so vanishing cleanly costs presence, not Q.
     """
-    q = quality(seen.frames, seen.drawn)
+    q = seen.quality
     first, last = _ends(q)
     segments = [part.mean() for part in np.array_split(q, DRIFT_SEGMENTS)]
     return {
