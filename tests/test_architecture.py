@@ -29,6 +29,7 @@ ORDER = (
     "assembly",
     "streaming",
     "evaluation",
+    "reproduction",
     "demo",
     "serve",
     "cli",

@@ -541,7 +541,7 @@ def test_type_and_compilation_are_the_loaders(run: Run, work: Path, monkeypatch:
         asked.update(options)
         raise UserError("enough")
 
-    monkeypatch.setattr("aad1.cli.load_student", loading)
+    monkeypatch.setattr("aad1.cli.generating.load_student", loading)
     single = ["--image", work / "a.png", "--prompt", DISC, "-o", work / "x.mp4"]
     assert run(*single, "--dtype", "bfloat16", "--compile") == 2
     assert (asked["dtype"], asked["compiled"]) == (torch.bfloat16, True)

@@ -21,7 +21,8 @@ from diffusers import WanPipeline
 from test_loop import assert_identical
 
 from aad1.assembly import Assembly
-from aad1.cli import main, out_of, parse
+from aad1.cli import main, parse
+from aad1.cli.options import out_of
 from aad1.data.clips import write_world_folder
 from aad1.data.latents import LatentStore
 from aad1.errors import UserError
@@ -269,7 +270,7 @@ def test_ctrl_c_before_anything_is_said_plainly(
     assert main(["train", "ode_init", *work()]) == 130
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("aad1: interrupted; what was finished is kept")
-    monkeypatch.setattr("aad1.cli.make_clip", interrupted)
+    monkeypatch.setattr("aad1.cli.generating.make_clip", interrupted)
     assert main(["world-image", "0"]) == 130
     assert capfd.readouterr().err == "aad1: interrupted; nothing was written\n"
 
@@ -735,7 +736,7 @@ def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by zero\nmore")
 
-    monkeypatch.setattr("aad1.cli.make_clip", broken)
+    monkeypatch.setattr("aad1.cli.generating.make_clip", broken)
     assert main(["world-image", "0"]) == 1
     line = capfd.readouterr().err
     assert line == "aad1: internal error (ZeroDivisionError: division by zero); --debug shows where; please report it\n"
@@ -747,7 +748,7 @@ def test_too_little_memory_says_what_to_do(mistake: Mistakes, monkeypatch: pytes
     def greedy(*_: object) -> None:
         raise MemoryError("2 TiB")
 
-    monkeypatch.setattr("aad1.cli.make_clip", greedy)
+    monkeypatch.setattr("aad1.cli.generating.make_clip", greedy)
     assert "not enough memory (2 TiB); use a smaller --size" in mistake(["world-image", "0"])
 
 
@@ -761,4 +762,5 @@ def test_too_little_memory_says_what_to_do(mistake: Mistakes, monkeypatch: pytes
     ],
 )
 def test_results_lie_where_the_recipe_is_named_or_where_one_says(words: list[str], folder: str) -> None:
-    assert out_of(parse(words)[0]) == Path(folder)
+    command = parse(words)[0]
+    assert out_of(command.out, command.recipe) == Path(folder)

@@ -18,7 +18,7 @@ from aad1.evaluation import world as evaluation
 from aad1.measures import motion, world
 from aad1.measures.detect import detect
 from aad1.measures.reference import Reference, fit_background, radius_of
-from aad1.measures.world import MEASURE, ClipMeasures, measure_clip
+from aad1.measures.world import CURVES, MEASURE, ClipMeasures, measure_clip
 
 needs_opencv = pytest.mark.skipif(not motion.has_opencv(), reason="optical flow needs OpenCV (the eval extra)")
 WITH_FLOW = {"truth", "frozen", "frozen_second_half", "half_speed"}
@@ -271,7 +271,7 @@ def test_drift_is_the_spread_of_ten_segments_and_change_that_of_the_ends():
     offsets = np.random.default_rng(0).integers(3, 30, 40).astype(np.uint8)[::-1]  # the end is worse than the beginning
     frames = drawn + offsets[:, None, None, None]
     q = -25 * np.log10((offsets / 255.0) ** 2)
-    sums = world._quality(SimpleNamespace(frames=frames, drawn=drawn))
+    sums = world._quality(SimpleNamespace(frames=frames, drawn=drawn, quality=world.quality(frames, drawn)))
     segments = [np.mean(q[start : start + 4]) for start in range(0, 40, 4)]
     assert sums["quality"] == pytest.approx((q.sum(), 40), rel=1e-5)
     assert sums["drift"] == pytest.approx((np.std(segments), 1), rel=1e-5)
@@ -284,7 +284,7 @@ def test_drift_is_the_spread_of_ten_segments_and_change_that_of_the_ends():
 
 def fake(num: float, den: float) -> ClipMeasures:
     sums = {key: (num, den) for m in MEASURE.values() for key in m.keys}
-    return ClipMeasures(sums, np.array([[num, den]]))
+    return ClipMeasures(sums, {name: np.array([[num, den]]) for name in CURVES})
 
 
 def test_ratios_pool_by_sums_not_by_means():

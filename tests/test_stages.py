@@ -447,7 +447,7 @@ def assert_standard_normal(x: Tensor) -> None:
 
 def test_the_teacher_learns_the_velocity_of_one_level_a_clip() -> None:
     stage, batch = teacher_stage(text_dropout=0.0), clips().read(range(BATCH))
-    calls = record(stage.scores.teacher)
+    calls = record(stage.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream())
     (call,) = calls
     assert call.options.get("visibility", "full") == "full"
@@ -461,7 +461,7 @@ def test_the_teacher_learns_the_velocity_of_one_level_a_clip() -> None:
 
 def test_dropped_text_is_the_empty_prompt_for_the_whole_clip() -> None:
     stage, batch = teacher_stage(text_dropout=0.5), clips().read(range(BATCH))
-    calls = record(stage.scores.teacher)
+    calls = record(stage.teacher)
     for seed in range(12):
         stage.loss(Turn("teacher", 0), batch, stream(seed))
     kept = [torch.equal(call.text[i], batch.text[i]) for call in calls for i in range(BATCH)]
@@ -543,7 +543,7 @@ def test_the_teachers_levels_are_shifted_as_the_lesson_says_and_then_the_section
         (teacher_stage(shift=1.0), 0),
         *[(teacher_stage(shift=3.0, curriculum=(lesson,)), i) for i in (0, 1)],
     ):
-        calls = record(stage.scores.teacher)
+        calls = record(stage.teacher)
         stage.loss(Turn("teacher", step), batch_of(stage), stream())
         drawn.append(calls[0].t)
     u, first, later = drawn
@@ -553,7 +553,7 @@ def test_the_teachers_levels_are_shifted_as_the_lesson_says_and_then_the_section
 
 def test_the_teachers_loss_is_logged_by_noise_level_without_the_image() -> None:
     stage, expected = teacher_stage(text_dropout=0.0), {}
-    batch, calls = stage.dataset.read(range(4)), record(stage.scores.teacher)
+    batch, calls = stage.dataset.read(range(4)), record(stage.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream(7))
     (call,) = calls
     errors = (call.output - (noise_in(call.latents, batch.latents, call.t) - batch.latents))[:, :, 1:].square()
@@ -665,7 +665,7 @@ def test_the_generators_gradient_is_equation_6(levels: tuple[float, ...]) -> Non
     clip = rolled(stage, stream())
     cond, uncond, (fake,) = *teacher_calls, fake_calls
     assert torch.equal(cond.text, batch.text)
-    assert torch.equal(uncond.text, stage.negative_text.expand_as(batch.text))
+    assert torch.equal(uncond.text, stage.scores.negative_text.expand_as(batch.text))
     for call in (cond, uncond, fake):
         assert call.options.get("visibility", "full") == "full"
         assert torch.equal(call.latents, fake.latents)
@@ -697,7 +697,7 @@ def test_both_scores_are_given_the_image_clean_when_the_recipe_says_so() -> None
 
 def test_the_teacher_learns_to_follow_a_clean_image() -> None:
     stage, batch = teacher_stage(clean_image=1.0, text_dropout=0.0), clips().read(range(BATCH))
-    calls = record(stage.scores.teacher)
+    calls = record(stage.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream())
     (call,) = calls
     assert torch.equal(call.latents[:, :, :1], batch.latents[:, :, :1])
@@ -709,7 +709,7 @@ def test_the_teacher_learns_to_follow_a_clean_image() -> None:
 
 def test_the_teacher_learns_from_the_first_frames_of_a_clip() -> None:
     stage, batch = teacher_stage(frames=3, text_dropout=0.0), clips().read(range(BATCH))
-    calls = record(stage.scores.teacher)
+    calls = record(stage.teacher)
     loss = stage.loss(Turn("teacher", 0), batch, stream())
     (call,) = calls
     x0 = batch.latents[:, :, :3]
@@ -720,7 +720,7 @@ def test_the_teacher_learns_from_the_first_frames_of_a_clip() -> None:
 def test_a_curriculum_goes_from_lesson_to_lesson_and_then_on_as_the_section_says() -> None:
     lessons = (Lesson(steps=2, frames=2, clean_image=1.0), Lesson(steps=3, frames=3))
     stage = teacher_stage(curriculum=lessons, steps=10)
-    calls = record(stage.scores.teacher)
+    calls = record(stage.teacher)
     for step in range(7):
         stage.loss(Turn("teacher", step), clips().read(range(BATCH)), stream())
     assert [call.t.shape[1] for call in calls] == [2, 2, 3, 3, 3, FRAMES, FRAMES]

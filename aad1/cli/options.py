@@ -1,0 +1,71 @@
+"""What several commands share: options, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from rich.console import Console
+from tyro.conf import arg
+
+from aad1.errors import UserError, nearest
+from aad1.progress import Progress
+from aad1.recipe import RECIPES, Recipe, load_recipe, recipe_names
+from aad1.streaming import DTYPES, Student
+
+Out = Annotated[
+    Path | None,
+    arg(aliases=["-o"], help="folder for everything it makes (default: runs/RECIPE)"),
+]
+NAMES = ", ".join(recipe_names())
+RECIPE_HELP = f"one of {NAMES} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
+RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
+ResumeFlag = Annotated[bool, arg(help="go on from the last checkpoint")]
+ModelName = Annotated[str, arg(help="a Wan folder, or the name of a bundled one")]
+StudentName = Annotated[str, arg(help="a student in that folder, or the folder that a run exported")]
+Device = Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")]
+DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")]
+Compile = Annotated[bool, arg(help="torch.compile: a minute of warming up first, then faster chunks")]
+Install = Annotated[bool, arg(help="afterwards put the trained part into the Wan folder (--model)")]
+
+
+def recipe_of(name: str, extra: Sequence[str], command: type) -> Recipe:
+    """The recipe a command names, with the values given beside it."""
+    return load_recipe(name, extra, [field.name for field in fields(command)])
+
+
+def out_of(out: Path | None, recipe: str) -> Path:
+    """Where a command's results go: the folder that is given, or one named for the recipe."""
+    return out or Path("runs") / Path(recipe).name.removesuffix(".yaml")
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The type of weights that a command names, None for the device's usual one."""
+    return DTYPES[name] if name else None
+
+
+def warm_up(student: Student, size: tuple[int, int] | None = None, passes: Sequence[float] | None = None) -> None:
+    """Warm a student up, and show how far that is."""
+    with Progress("warming up", student.warming, unit="chunk") as bar:
+        student.warm_up(size, passes, bar.advance)
+
+
+def say(text: str) -> None:
+    """Print a line on stdout."""
+    print(text, flush=True)
+
+
+def refuse(extra: Sequence[str], command: type) -> None:
+    """Raise UserError for the first word that a command without a recipe does not know."""
+    if extra:
+        names = [f"--{field.name}" for field in fields(command)]
+        word = extra[0].partition("=")[0]
+        raise UserError(f"'{word}' is not an option of this command{nearest(word, names)}")
+
+
+def complain(line: str) -> None:
+    """Print a line on stderr, in the program's name."""
+    Console(stderr=True, soft_wrap=True).print(f"aad1: {line}", markup=False, emoji=False, highlight=False)
