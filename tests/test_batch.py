@@ -496,7 +496,7 @@ def test_a_long_batch_fills_several_pages(tmp_path: Path, monkeypatch: pytest.Mo
     assert [Image.open(page).size[1] // 384 for page in pages] == [2, 2, 1]
 
 
-@pytest.mark.parametrize("kind", [".mp4", ".gif", ".webp", "frames"])
+@pytest.mark.parametrize("kind", [".mp4", ".mkv", ".gif", ".webp", "frames"])
 def test_the_command_writes_the_sheet_of_its_files(run: Run, work: Path, kind: str) -> None:
     assert run("--batch", two(work), "-o", work / "out", "--format", kind, "--sheet_frames", 3) == 0
     sheet, label = open_image(work / "out" / "sheet.png"), label_height(384)

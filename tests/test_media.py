@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aad1.data import media
-from aad1.data.media import VideoWriter, fit_image, open_image, read_metadata, tensor_to_video, video_to_tensor
+from aad1.data.clips import read_video
+from aad1.data.media import (
+    VideoWriter,
+    fit_image,
+    open_image,
+    read_frames,
+    read_metadata,
+    tensor_to_video,
+    video_to_tensor,
+)
 from aad1.errors import UserError
 
 NOTE = {"prompt": 'a réd disc, "fast"', "seed": 3}
@@ -187,6 +196,16 @@ def test_odd_sizes_are_padded(tmp_path: Path) -> None:
     assert decode(writer.path).shape == (3, 32, 48, 3)
 
 
+@pytest.mark.parametrize("shape", [(9, 64, 64, 3), (3, 31, 47, 3)], ids=["even", "odd"])
+def test_mkv_keeps_every_pixel(shape: tuple[int, ...], tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with VideoWriter(tmp_path / "a.mkv", fps=16, metadata=NOTE) as writer:
+        writer.write(frames)
+    assert np.array_equal(read_video(writer.path, size=shape[1:3], fps=16, frames=shape[0]), frames)
+    assert np.array_equal(read_frames(writer.path, 3), frames[[0, len(frames) // 2, -1]])
+    assert read_metadata(writer.path) == NOTE
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])
 def test_animations_keep_frames_and_mean_rate(name: str, tmp_path: Path) -> None:
     frames = ramp(16)
@@ -255,7 +274,7 @@ def test_a_place_that_may_not_be_looked_into_is_refused_up_front(
         VideoWriter(tmp_path / "a.mp4", fps=16)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "frames"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.gif", "a.webp", "frames"])
 def test_an_unwritable_place_shows_before_the_first_frame(name: str) -> None:
     with pytest.raises(UserError, match="cannot write"), VideoWriter(Path("/proc") / name, fps=16):
         pytest.fail("it was opened")
@@ -287,7 +306,7 @@ def write_and_fail(path: Path) -> None:
         raise RuntimeError("the model failed")
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "frames"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.gif", "a.webp", "frames"])
 def test_nothing_is_left_after_a_failure(name: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="model"):
         write_and_fail(tmp_path / name)
@@ -302,14 +321,16 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "frames"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.gif", "frames"])
 def test_no_frames_is_an_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no frames"), VideoWriter(tmp_path / name, fps=16):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "sink"), [("a.mp4", "_Mp4"), ("a.gif", "_Gif"), ("frames", "_Frames")])
+@pytest.mark.parametrize(
+    ("name", "sink"), [("a.mp4", "_Mp4"), ("a.mkv", "_Mkv"), ("a.gif", "_Gif"), ("frames", "_Frames")]
+)
 @pytest.mark.parametrize("step", ["add", "close"])
 def test_a_full_disk_is_said_plainly(
     name: str, sink: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,16 +51,19 @@ class Generate:
     seconds: Annotated[float, arg(help="length of the video")] = 5.0
     out: Annotated[
         Path | None,
-        arg(aliases=["-o"], help=".mp4, .gif, .webp, or a new folder for PNG frames; of many, the folder"),
+        arg(
+            aliases=["-o"],
+            help=".mp4, .mkv (lossless), .gif, .webp, or a new folder for PNG frames; of many, the folder",
+        ),
     ] = None
     batch: Annotated[Path | None, arg(help=f"a .jsonl or .csv list of videos, with {', '.join(COLUMNS)}")] = None
     model: ModelName = "tiny"
     student: StudentName = STUDENT
     seed: Annotated[int, arg(help="another seed, another video; a longer video begins like a shorter one")] = 0
     seeds: Annotated[tuple[int, ...] | None, arg(help="a video from each of these seeds")] = None
-    format: Annotated[Literal[".mp4", ".gif", ".webp", "frames"] | None, arg(help="of many videos (default: .mp4)")] = (
-        None
-    )
+    format: Annotated[
+        Literal[".mp4", ".mkv", ".gif", ".webp", "frames"] | None, arg(help="of many videos (default: .mp4)")
+    ] = None
     sheet: Annotated[bool, arg(help="also write a contact sheet: OUT.sheet.png, or sheet.png in the folder")] = False
     sheet_frames: Annotated[int | None, arg(help=f"the same, with so many frames a row (default: {SHEET})")] = None
     fps: Annotated[float, arg(help="frames a second")] = 16.0

@@ -34,7 +34,8 @@ BT709 = 1  # the colour matrix, primaries and transfer every player assumes for 
 LIMITED_RANGE = 1
 MAX_FPS = 240
 EXIF_DESCRIPTION = 0x010E
-WRITABLE = (".mp4", ".gif", ".webp")
+WRITABLE = (".mp4", ".mkv", ".gif", ".webp")
+CONTAINERS = (".mp4", ".mkv")  # that PyAV writes and reads
 HELD_IN_MEMORY = (".gif", ".webp")  # until the last frame has come
 # The default conversion to and from YUV darkens pictures by a level; these flags keep the mean within 0.2.
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -153,13 +154,13 @@ def fit_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
 
 
 class VideoWriter:
-    """Write frames as they arrive to .mp4, .gif, .webp or, without a suffix, a folder of PNG frames.
+    """Write frames as they arrive to .mp4, .mkv, .gif, .webp or, without a suffix, a folder of PNG frames.
 
     A context manager. Everything goes to a hidden name beside the target, which takes its place only
     when all has been written; after an error nothing is left. ``scale`` enlarges pixels by nearest
     neighbour, for small videos that players would blur. ``metadata`` is stored in the file as JSON
-    (``read_metadata`` gives it back). MP4 and PNG use constant memory; GIF and WebP hold all frames.
-    Raises UserError for an output that cannot be written.
+    (``read_metadata`` gives it back). MP4, MKV and PNG use constant memory; GIF and WebP hold all frames. MKV
+    (lossless H.264 in RGB) and PNG keep every pixel as it is. Raises UserError for an output that cannot be written.
     """
 
     def __init__(
@@ -258,9 +259,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = min(path.glob("*.png"))
-    if path.suffix.lower() == ".mp4":
+    if path.suffix.lower() in CONTAINERS:
         with av.open(str(path)) as container:
-            note = container.metadata.get("comment", "")
+            held = {key.lower(): value for key, value in container.metadata.items()}  # Matroska shouts its tags
+            note = held.get("comment", "")
     else:
         with Image.open(path) as image:
             note = image.info.get("comment", "") or image.getexif().get(EXIF_DESCRIPTION, "")
@@ -286,9 +288,9 @@ def _read_frames(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
     if path.is_dir():
         files = sorted(path.glob("*.png"), key=lambda file: (len(file.name), file.name))
         yield from (open_image(files[index]) for index in evenly_spaced(len(files), count))
-    elif path.suffix.lower() == ".mp4":
+    elif path.suffix.lower() in CONTAINERS:
         with av.open(str(path)) as container:
-            wanted = set(evenly_spaced(container.streams.video[0].frames, count))
+            wanted = set(evenly_spaced(_frame_count(path, container), count))
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     yield frame.to_ndarray(format="rgb24", interpolation=EXACT)
@@ -297,6 +299,14 @@ def _read_frames(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
             for index in evenly_spaced(getattr(image, "n_frames", 1), count):
                 image.seek(index)
                 yield np.asarray(image.convert("RGB"))
+
+
+def _frame_count(path: Path, container: av.container.InputContainer) -> int:
+    """How many frames a video has; Matroska does not say, but every packet of ours holds one."""
+    if (said := container.streams.video[0].frames) > 0:
+        return said
+    with av.open(str(path)) as counted:
+        return sum(packet.size > 0 for packet in counted.demux(video=0))
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -356,38 +366,34 @@ class _Sink(ABC):
 def _sink_for(suffix: str, fps: float, note: str, crf: int, pixel_format: str) -> _Sink:
     if suffix == ".mp4":
         return _Mp4(fps, note, crf, pixel_format)
-    kinds: dict[str, Callable[[float, str], _Sink]] = {".gif": _Gif, ".webp": _WebP, "": _Frames}
+    kinds: dict[str, Callable[[float, str], _Sink]] = {".mkv": _Mkv, ".gif": _Gif, ".webp": _WebP, "": _Frames}
     return kinds[suffix](fps, note)
 
 
-class _Mp4(_Sink):
-    """H.264 with BT.709 colours said aloud, so that no player has to guess them."""
+class _Container(_Sink):
+    """Formats that PyAV writes, with one video stream."""
 
-    def __init__(self, fps: float, note: str, crf: int, pixel_format: str) -> None:
+    kind: str
+    codec: str
+    pixel_format: str
+
+    def __init__(self, fps: float, note: str) -> None:
         super().__init__(fps, note)
-        self.crf, self.pixel_format = crf, pixel_format
         self.stream: Any = None
+        self.options: dict[str, str] = {}
 
     def open(self, path: Path) -> None:
         path.touch()  # PyAV opens it at the first packet only, after much of the work
         # The index goes in front (faststart), so that a browser can start before the end has arrived.
-        self.container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        options = {"movflags": "faststart"} if self.kind == "mp4" else {}
+        self.container = av.open(str(path), "w", format=self.kind, options=options)
         if self.note:
             self.container.metadata["comment"] = self.note
 
-    def _add_stream(self, height: int, width: int) -> None:
+    def add_stream(self, height: int, width: int) -> None:
         rate = Fraction(self.fps).limit_denominator(1001)
-        self.stream = self.container.add_stream(
-            "libx264", rate=rate, options={"crf": str(self.crf), "preset": "medium"}
-        )
+        self.stream = self.container.add_stream(self.codec, rate=rate, options=self.options)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, self.pixel_format
-        say_colours(self.stream.codec_context)
-
-    def add(self, frame: NDArray[np.uint8]) -> None:
-        frame = even_sides(frame)
-        if self.stream is None:
-            self._add_stream(*frame.shape[:2])
-        self.container.mux(self.stream.encode(to_yuv(frame, self.pixel_format)))
 
     def close(self, finish: bool) -> None:
         try:
@@ -395,6 +401,42 @@ class _Mp4(_Sink):
                 self.container.mux(self.stream.encode())
         finally:
             self.container.close()
+
+
+class _Mp4(_Container):
+    """H.264 with BT.709 colours said aloud, so that no player has to guess them."""
+
+    kind, codec = "mp4", "libx264"
+
+    def __init__(self, fps: float, note: str, crf: int, pixel_format: str) -> None:
+        super().__init__(fps, note)
+        self.pixel_format, self.options = pixel_format, {"crf": str(crf), "preset": "medium"}
+
+    def add_stream(self, height: int, width: int) -> None:
+        super().add_stream(height, width)
+        say_colours(self.stream.codec_context)
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        frame = even_sides(frame)
+        if self.stream is None:
+            self.add_stream(*frame.shape[:2])
+        self.container.mux(self.stream.encode(to_yuv(frame, self.pixel_format)))
+
+
+class _Mkv(_Container):
+    """Lossless H.264 in RGB: every pixel comes back; a still background takes a quarter of what it does in FFV1."""
+
+    kind, codec, pixel_format = "matroska", "libx264rgb", "rgb24"
+
+    def __init__(self, fps: float, note: str) -> None:
+        super().__init__(fps, note)
+        self.options = {"qp": "0", "preset": "veryfast"}
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        if self.stream is None:
+            self.add_stream(*frame.shape[:2])
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=self.pixel_format)
+        self.container.mux(self.stream.encode(picture))
 
 
 class _Frames(_Sink):

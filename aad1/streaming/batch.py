@@ -305,7 +305,7 @@ class Outcome:
 class Batch:
     """A folder of videos and what all of them have in common; arguments as for ``Student.session`` and ``record``.
 
-    suffix: .mp4, .gif, .webp, or "" for folders of PNG frames. weights: ``weights_hash`` of the student, so that
+    suffix: .mp4, .mkv, .gif, .webp, or "" for folders of PNG frames. weights: ``weights_hash`` of the student, so that
     what another of the same name has made counts as changed.
     """
 

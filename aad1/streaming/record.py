@@ -82,7 +82,7 @@ def record(
     scale: int | None = None,
     advance: Callable[[int], object] = lambda frames: None,
 ) -> Recording:
-    """Stream ``total`` frames into a file (.mp4, .gif, .webp, or a folder of PNG frames), chunk by chunk.
+    """Stream ``total`` frames into a file (.mp4, .mkv, .gif, .webp, or a folder of PNG frames), chunk by chunk.
 
     The file says of itself what ``video_metadata`` says. ``scale`` enlarges its pixels, by default those of small
     pictures only (``enlargement``). ``advance`` is told how many frames each chunk has added.
