@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from aad1.data.clips import ClipError, ClipFile, find_clips, read_clip, read_video, write_world_folder
+from aad1.data.clips import ClipError, ClipFile, find_clips, read_clip, read_video, read_whole, write_world_folder
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS, SIZE, make_clip
 from aad1.errors import UserError
@@ -171,6 +171,14 @@ def test_frames_are_chosen_by_nearest_time(tmp_path: Path) -> None:
     assert [abs(v / 10 - 1.5 * k) <= 0.5 for k, v in enumerate(levels_of(uneven))] == [True] * 16
     with pytest.raises(ClipError, match="too short"):
         read_video(path, size=(32, 32), fps=24, frames=25)
+
+
+def test_a_whole_video_is_read_as_it_is(tmp_path: Path) -> None:
+    frames, fps = read_whole(numbered(tmp_path / "a.mp4", [10 * k for k in range(24)], 24))
+    assert (frames.shape, fps) == ((24, 32, 32, 3), 24)
+    assert levels_of(frames) == [10 * k for k in range(24)]
+    with pytest.raises(ClipError, match="does not exist"):
+        read_whole(tmp_path / "b.mp4")
 
 
 def test_uneven_timestamps_are_followed(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -176,20 +177,48 @@ def read_clip(clip: ClipFile, *, size: tuple[int, int], fps: float, frames: int)
 
 def read_video(path: Path, *, size: tuple[int, int], fps: float, frames: int) -> NDArray[np.uint8]:
     """As ``read_clip``, for a video without a caption."""
+    with _opened(path) as container:
+        found = list(_resampled(container, size, fps, frames))
+    _refuse_empty(path, found)
+    if len(found) < frames:
+        raise ClipError(path, f"too short: {len(found)} of the {frames} frames needed at {fps:g} fps")
+    return np.stack(found)
+
+
+def read_whole(path: Path) -> tuple[NDArray[np.uint8], float]:
+    """Every frame of a video as it is, upright and with square pixels, and its frames per second.
+
+    Returns uint8 [frames, height, width, 3]. Raises ClipError for anything wrong with the file.
+    """
+    with _opened(path) as container:
+        aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1)
+        timed = [(time, _upright(frame, aspect)) for time, frame in _timed(container)]
+        said = float(container.streams.video[0].average_rate or 0)
+    _refuse_empty(path, timed)
+    span = timed[-1][0] - timed[0][0]
+    fps = said or ((len(timed) - 1) / span if span > 0 else 0.0)
+    if len({frame.shape for _, frame in timed}) > 1:
+        raise ClipError(path, "its frames change size")
+    return np.stack([frame for _, frame in timed]), fps
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """A file with a video stream; whatever decoding raises is a ClipError."""
     if not path.is_file():
         raise ClipError(path, "the file does not exist")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ClipError(path, "it holds no video")
-            found = list(_resampled(container, size, fps, frames))
+            yield container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(path, f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _refuse_empty(path: Path, found: Sequence[object]) -> None:
     if not found:
         raise ClipError(path, "it cannot be decoded (no whole frame in it)")
-    if len(found) < frames:
-        raise ClipError(path, f"too short: {len(found)} of the {frames} frames needed at {fps:g} fps")
-    return np.stack(found)
 
 
 def _resampled(
@@ -225,13 +254,18 @@ def _timed(container: av.container.InputContainer) -> Iterator[tuple[float, av.V
 
 
 def _fitted(frame: av.VideoFrame, size: tuple[int, int], aspect: Fraction) -> NDArray[np.uint8]:
-    """One frame as RGB: pixels of this aspect made square, turned as the camera meant it, cropped and resized."""
+    """One frame as RGB, upright, cropped and resized."""
+    return fit_image(_upright(frame, aspect), size)
+
+
+def _upright(frame: av.VideoFrame, aspect: Fraction) -> NDArray[np.uint8]:
+    """One frame as RGB: pixels of this aspect made square, turned as the camera meant it."""
     picture = frame.to_ndarray(format="rgb24", interpolation=EXACT)
     if aspect != 1:
         wide = (max(1, round(picture.shape[1] * aspect)), picture.shape[0])
         picture = np.asarray(Image.fromarray(picture).resize(wide, Image.Resampling.BICUBIC))
     turns = round(frame.rotation / 90) % 4
-    return fit_image(np.ascontiguousarray(np.rot90(picture, turns)), size)
+    return np.ascontiguousarray(np.rot90(picture, turns))
 
 
 # --- the embedded world as a user's folder ----------------------------------------------------
