@@ -37,6 +37,7 @@ from aad1.models.checkpoint_io import (
     whole_folder,
 )
 from aad1.models.critic import Critic
+from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import encode_video, geometry
 from aad1.progress import Progress
@@ -48,6 +49,7 @@ from aad1.stages.dmd_warmup import DmdWarmupStage, ScoreDistillation
 from aad1.stages.joint import JointStage
 from aad1.stages.ode_init import OdeInitStage, check_levels
 from aad1.stages.showing import Showing
+from aad1.stages.state_encoder import StateEncoderStage
 from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
 from aad1.stages.trajectories import make_trajectories, manifest_for, origins_of, stored_indices
@@ -60,13 +62,13 @@ from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
 WORLD_SOURCES: dict[str, Track | None] = {"world": None, "world:determined": "determined", "world:free": "free"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer"}
+PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer", "state_encoder": "state_encoder"}
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 CLIPS, COUNT = "clips", "clip count"
 Phase = Callable[[str], AbstractContextManager[Any]]
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 CAPTIONS_AT_ONCE = 32
-MAKES_ITS_OWN = ("text", "vae")  # stages that read no store
+MAKES_ITS_OWN = ("text", "vae", "state_encoder")  # stages that read no store
 
 
 @contextmanager
@@ -286,6 +288,7 @@ class Assembly:
             "text": self._text_stage,
             "vae": self._vae_stage,
             "teacher": self._teacher_stage,
+            "state_encoder": self._state_encoder_stage,
             "ode_init": self._ode_init,
             "dmd_warmup": self._dmd_warmup,
             "adversarial": self._adversarial,
@@ -311,6 +314,11 @@ class Assembly:
     def _teacher_stage(self) -> Stage:
         data = LatentClips(self.clips, self.text, self.device)
         return TeacherStage(self._section("teacher"), self.teacher(), data, self.prompt(""), self.showing)
+
+    def _state_encoder_stage(self) -> Stage:
+        config = self._section("state_encoder")
+        encoder = StateEncoder(config.channels, config.features).to(self.device)
+        return StateEncoderStage(config, encoder)
 
     def _ode_init(self) -> Stage:
         store = LatentStore(self.workspace.trajectories)

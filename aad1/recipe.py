@@ -22,6 +22,7 @@ from aad1.stages.adversarial import AdversarialConfig
 from aad1.stages.dmd_warmup import DmdWarmupConfig
 from aad1.stages.ode_init import OdeInitConfig
 from aad1.stages.showing import ShowingConfig
+from aad1.stages.state_encoder import StateEncoderConfig
 from aad1.stages.teacher import TeacherConfig
 from aad1.stages.text import TextConfig
 from aad1.stages.trajectories import TrajectoryConfig
@@ -104,6 +105,7 @@ class Recipe:
     text: TextConfig | None = None
     vae: VaeConfig | None = None
     teacher: TeacherConfig | None = None
+    state_encoder: StateEncoderConfig | None = None
     guard: GuardConfig = field(default_factory=GuardConfig)
     showing: ShowingConfig = field(default_factory=ShowingConfig)
     negative_prompt: str = ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aad1.models.checkpoint_io import bundled
 
-ASSETS = ("text", "vae", "teacher")
+ASSETS = ("text", "vae", "teacher", "state_encoder")
 DISTILLATION = ("ode_init", "dmd_warmup", "adversarial")
 STAGES = (*ASSETS, *DISTILLATION)
 

@@ -27,7 +27,7 @@ from aad1.stages.trajectories import stored_indices
 from aad1.teacher_sampling import TeacherSampling
 from aad1.training import metrics
 from aad1.training.metrics import read_metrics
-from aad1.workspace import DISTILLATION, Workspace
+from aad1.workspace import DISTILLATION, STAGES, Workspace
 
 NAMES = recipe_names()
 PAPER = ("wan2.1-1.3b", "wan2.1-14b")
@@ -365,7 +365,7 @@ def test_every_field_is_read_somewhere() -> None:
                 found = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)]
                 own = node.name == "__post_init__"
                 read |= {n.attr for n in found if not (own and ast.unparse(n.value) == "self")}
-    by_name = {"new", "text", "vae", "teacher", "ode_init", "dmd_warmup", "adversarial"}  # Assembly takes sections so
+    by_name = {"new", *STAGES}  # Assembly takes sections so
     dead = [path for path, _, name in sections() if name not in read | by_name]
     assert not dead
 

@@ -53,11 +53,12 @@ class Prepare:
 class Train:
     """Run one training stage.
 
-    text, vae and teacher make the parts of a Wan folder; ode_init, dmd_warmup and adversarial are the
-    method's stages I, II and III. Example: aad1 train ode_init --recipe tiny -o runs/tiny --ode_init.steps 50
+    text, vae and teacher make the parts of a Wan folder, state_encoder what distances between distributions of
+    videos are measured with; ode_init, dmd_warmup and adversarial are the method's stages I, II and III.
+    Example: aad1 train ode_init --recipe tiny -o runs/tiny --ode_init.steps 50
     """
 
-    stage: Positional[Literal["text", "vae", "teacher", "ode_init", "dmd_warmup", "adversarial"]]
+    stage: Positional[Literal["text", "vae", "teacher", "state_encoder", "ode_init", "dmd_warmup", "adversarial"]]
     recipe: RecipeName = "tiny"
     out: Out = None
     resume: ResumeFlag = False

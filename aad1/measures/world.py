@@ -268,21 +268,30 @@ def _prompt(seen: Observed) -> dict[str, Pair]:
     An object that starts within two steps of an event shows no heading and is not counted; one that
     is absent, or hardly moves, disagrees.
     """
-    ref, xy = seen.reference, seen.detection.positions
+    ref = seen.reference
     if ref.headings is None or ref.speed_words is None:
         return {"heading": NOT_APPLICABLE, "speed": NOT_APPLICABLE}
-    spans = _free_steps(seen)
-    counted = [i for i, span in enumerate(spans) if span >= 2]
+    counted, velocities = first_velocities(seen)
     headings = speeds = 0
-    for i in counted:
-        velocity = (xy[i, spans[i]] - xy[i, 0]) / spans[i]
-        speed = float(np.linalg.norm(velocity))
-        if not speed > FROZEN_STEP * ref.true_speeds[i].mean():
+    for i in np.flatnonzero(counted):
+        speed = float(np.linalg.norm(velocities[i]))
+        if not np.isfinite(speed):
             continue
-        headings += int(octant(velocity)) == ref.headings[i]
+        headings += int(octant(velocities[i])) == ref.headings[i]
         word = min(SPEEDS, key=lambda w, v=speed: abs(SPEEDS[w] * ref.speed_scale - v))  # type: ignore[misc]
         speeds += word == ref.speed_words[i]
-    return {"heading": (float(headings), float(len(counted))), "speed": (float(speeds), float(len(counted)))}
+    return {"heading": (float(headings), float(counted.sum())), "speed": (float(speeds), float(counted.sum()))}
+
+
+def first_velocities(seen: Observed) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which objects have two steps or more before their first event, [objects], and their mean velocity, [objects, 2].
+
+    Velocities are px a frame; nan for the other objects, and for those that are lost or hardly move.
+    """
+    xy, spans = seen.detection.positions, np.array(_free_steps(seen))
+    velocities = (xy[np.arange(len(xy)), spans] - xy[:, 0]) / np.maximum(spans, 1)[:, None]
+    moves = np.linalg.norm(velocities, axis=-1) > FROZEN_STEP * seen.reference.true_speeds.mean(axis=1)
+    return spans >= 2, np.where(((spans >= 2) & moves)[:, None], velocities, np.nan)
 
 
 def _free_steps(seen: Observed) -> list[int]:

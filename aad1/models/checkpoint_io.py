@@ -74,7 +74,7 @@ class WanFolder:
 
     def vae(self) -> AutoencoderKLWan:
         """Load the VAE, frozen and in evaluation mode."""
-        vae = _whole_model(AutoencoderKLWan, self.path / "vae", torch_dtype=self.dtype)
+        vae = whole_model(AutoencoderKLWan, self.path / "vae", torch_dtype=self.dtype)
         return vae.to(self.device).eval().requires_grad_(False)
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
@@ -107,7 +107,7 @@ class WanFolder:
         refuse_misfit(
             path, *(_read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
         )
-        return _whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
+        return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -213,10 +213,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_text_encoder(path: Path, dtype: torch.dtype, device: str) -> UMT5EncoderModel:
-    return _whole_model(UMT5EncoderModel, path, dtype=dtype, local_files_only=True).to(device)
+    return whole_model(UMT5EncoderModel, path, dtype=dtype, local_files_only=True).to(device)
 
 
-def _whole_model(cls: Any, path: Path, **options: Any) -> Any:
+def whole_model(cls: Any, path: Path, **options: Any) -> Any:
     """Load a part; weights that its config asks for and the files lack, or the reverse, are refused."""
     with _quietly(), reading(path):
         model, found = cls.from_pretrained(path, output_loading_info=True, **options)
