@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from aad1.data.media import evenly_spaced
+
+FLICKER_BLOCKS = 8  # a side
+LAYOUT_SIDE = 16  # cells along the short side: what is where, without detail
+LAYOUT_FLOOR = 0.5  # grey levels: a picture whose cells differ by less shows nothing
 
 GRID_PERIOD = 16  # px: two latent pixels a token, eight pixels a latent pixel, for Wan and the bundled model alike
 GRID_FRAMES = 16  # evenly spaced frames are looked at
@@ -21,8 +26,70 @@ Series = NDArray[np.float64]
 
 
 def greys(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Rec. 709 luma of every pixel in [0, 255], [frames, height, width]."""
+    """Rec. 709 luma of every pixel in [0, 255], [..., height, width, 3] -> [..., height, width]."""
     return np.asarray(frames @ np.array([0.2126, 0.7152, 0.0722], np.float32))
+
+
+# --- over time -------------------------------------------------------------------------------
+
+
+def sharpness(frames: NDArray[np.uint8]) -> Series:
+    """Energy of grey's second differences over that of its first, along rows and columns, [frames].
+
+    Blur lowers it; brightness, contrast and how much there is to see do not. nan for a picture of one colour.
+    """
+    return np.array([_sharpness(greys(frame)) for frame in frames])
+
+
+def _sharpness(grey: NDArray[np.float32]) -> float:
+    first, second = (sum(_energy(np.diff(grey, order, axis=axis)) for axis in (0, 1)) for order in (1, 2))
+    return second / first if first > 0 else float("nan")
+
+
+def _energy(values: NDArray[np.float32]) -> float:
+    return float(np.vdot(values, values)) / max(1, values.size)
+
+
+def flicker(frames: NDArray[np.uint8]) -> Series:
+    """Alternation of brightness around each inner frame, [frames - 2], in grey levels of 255.
+
+    m is the mean grey of a block (8x8 blocks a picture): the median over blocks of |m_{t+1} - 2 m_t + m_{t-1}| / 4.
+    Brightness that alternates by +-a reads a. The second difference leaves a steady change of brightness out, and the
+    median what moves on less than half of the picture.
+    """
+    blocks = np.stack([_block_means(greys(frame)).ravel() for frame in frames])
+    return np.asarray(np.median(np.abs(np.diff(blocks, 2, axis=0)), axis=1) / 4)
+
+
+def _block_means(grey: NDArray[np.float32]) -> Series:
+    """Means of 8x8 blocks (fewer where there are fewer pixels) of one picture [height, width]."""
+    edges = [np.linspace(0, side, min(side, FLICKER_BLOCKS) + 1).astype(int) for side in grey.shape]
+    sums = np.add.reduceat(np.add.reduceat(grey, edges[1][:-1], axis=1), edges[0][:-1], axis=0)
+    return np.asarray(sums / np.outer(np.diff(edges[0]), np.diff(edges[1])), np.float64)
+
+
+def similarity(frames: NDArray[np.uint8]) -> Series:
+    """Correlation of each frame's layout with the first frame's, [frames] in [-1, 1]; 1 is the same picture.
+
+    The layout is the picture reduced to 16 cells along its short side, each colour about its own mean: brightness,
+    contrast and detail do not count, what is where does. Motion lowers it, so compare clips that move alike. 0 where
+    a frame shows nothing; nan throughout where the first one does.
+    """
+    layouts = np.stack([_layout(frame) for frame in frames])
+    lengths = np.linalg.norm(layouts, axis=1)
+    if lengths[0] == 0:
+        return np.full(len(frames), np.nan)
+    return np.asarray(layouts @ layouts[0] / np.maximum(lengths * lengths[0], 1e-9))
+
+
+def _layout(frame: NDArray[np.uint8]) -> Series:
+    """One picture's cells about their means, [cells x 3]; zeros where they hardly differ."""
+    height, width = frame.shape[:2]
+    scale = LAYOUT_SIDE / min(height, width)
+    size = (max(LAYOUT_SIDE, round(width * scale)), max(LAYOUT_SIDE, round(height * scale)))
+    cells = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX), np.float64)
+    cells -= cells.mean(axis=(0, 1))
+    return np.where(cells.std() < LAYOUT_FLOOR, 0.0, cells).ravel()
 
 
 # --- the grid --------------------------------------------------------------------------------
