@@ -13,6 +13,7 @@ from typing import Literal
 from aad1.errors import UserError, nearest
 
 SAMPLES = 5  # videos of each image and prompt
+OFFICIAL_IMAGES = 355  # of the official suite: 246 with a subject, 109 backgrounds
 RATIOS = ("1-1", "8-5", "7-4", "16-9")  # of the official image suite; 832x480 is 7-4
 DEFAULT_RATIO = "7-4"
 

@@ -11,6 +11,7 @@ is NaN, over too few videos, or against itself is a failure.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,10 +27,10 @@ from typing import Any, Literal
 
 from aad1.errors import UserError
 from aad1.evaluation.vbench.dimensions import SAMPLES, Dimension, Weights
-from aad1.evaluation.vbench.environment import CROPS, HERE, INFO, Environment, process_environment
+from aad1.evaluation.vbench.environment import CROPS, HEAD_ARGUMENT, HERE, INFO, Environment, process_environment
 from aad1.evaluation.vbench.names import Folder, fingerprint
 from aad1.evaluation.vbench.records import Measured, Record, read_record
-from aad1.evaluation.vbench.results import check, read_file
+from aad1.evaluation.vbench.results import check, prompts, read_file
 from aad1.files import write_atomic, write_errors
 from aad1.progress import Progress
 
@@ -123,12 +124,10 @@ def _custom(request: Request, dimension: Dimension) -> dict[str, Any]:
     if request.images is None:
         raise UserError("it compares videos with the given pictures; say where they are (--images)")
     _check_images(request.images, request.videos)
-    return {"mode": "custom_input", "custom_image_folder": str(request.images.resolve())}
+    return {"mode": "custom_input", HEAD_ARGUMENT: str(request.images.resolve())}
 
 
 def _check_images(images: Path, videos: Folder) -> None:
-    from aad1.evaluation.vbench.results import prompts
-
     held = {path.stem for path in images.iterdir()} if images.is_dir() else set()
     if lost := sorted(set(prompts(videos.stems)) - held):
         shown = ", ".join(f"'{name}'" for name in lost[:3])
@@ -176,7 +175,7 @@ def official_rows(clone: Path) -> list[dict[str, Any]]:
 # --- running ----------------------------------------------------------------------------------
 
 
-def run(request: Request, dimensions: Sequence[Dimension], say: Callable[[str], object] = print) -> list[Outcome]:
+def run(request: Request, dimensions: Sequence[Dimension]) -> list[Outcome]:
     """Measure what is not measured yet; each result is kept as soon as it is there.
 
     Raises UserError for videos that cannot be read, or a folder that breaks the official suite's rules; what goes
@@ -214,9 +213,7 @@ def _dimension(request: Request, dimension: Dimension, record: Record, state: st
     record.failed.pop(name, None)
     try:
         asked = call(request, dimension)
-        key = json.dumps(
-            [request.environment.source, asked.cls, request.mode, request.ratio, state, sorted(asked.expected)]
-        )
+        key = _key(request, asked, state)
         if name in record.measured and record.measured[name].key == key and (mean := _whole(target, asked, name)):
             return Outcome(name, "kept", mean)
         target.unlink(missing_ok=True)
@@ -231,6 +228,14 @@ def _dimension(request: Request, dimension: Dimension, record: Record, state: st
     took = round(time.monotonic() - started, 1)
     record.measured[name] = Measured(key, took, datetime.now(UTC).isoformat(timespec="seconds"))
     return Outcome(name, "measured", mean)
+
+
+def _key(request: Request, asked: Call, state: str) -> str:
+    """Everything that a result depends on: VBench, what it was asked, the videos and pictures, in 16 digits."""
+    images = request.images if HEAD_ARGUMENT in asked.arguments else None
+    pictures = fingerprint(path for path in images.iterdir() if path.is_file()) if images else request.ratio
+    whole = [request.environment.source, asked.cls, request.mode, state, pictures, sorted(asked.expected)]
+    return hashlib.blake2b(json.dumps(whole).encode(), digest_size=8).hexdigest()
 
 
 def _whole(target: Path, asked: Call, name: str) -> float | None:
@@ -309,5 +314,6 @@ def _progress(log: Path) -> str:
 
 
 def _last_lines(log: Path) -> str:
-    lines = [line.strip() for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
+    """Without the marks that Python draws under a line of a traceback."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip(" ~^")]
     return " | ".join(lines[-LAST_LINES:]) or "it printed nothing"

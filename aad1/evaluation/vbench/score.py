@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from aad1.errors import UserError
 from aad1.evaluation.intervals import Interval, draws, interval
 from aad1.evaluation.report import ClipResult, Column, Curves, Report, Table, versions
-from aad1.evaluation.vbench.dimensions import ALL, DIMENSIONS, REPORTED, Score
+from aad1.evaluation.vbench.dimensions import ALL, DIMENSIONS, OFFICIAL_IMAGES, REPORTED, SAMPLES, Score
 from aad1.evaluation.vbench.names import parse
 from aad1.evaluation.vbench.records import read_environment, read_problems
 from aad1.evaluation.vbench.results import Result, Results, check_sets, read_results
@@ -143,13 +143,20 @@ def score(results: Results) -> Scored:
             missing.append(f"{column.label} is N/A without {', '.join(lost[column.name])}")
     stems = {stem for r in results.dimensions.values() for stem in r.videos or ()}
     images = {parse(stem).prompt for stem in stems}
-    return Scored(values, tuple(missing), tuple(_notes(results, sets, len(images))), len(stems), len(images))
+    return Scored(
+        values, tuple(missing), tuple(_notes(results, sets, len(stems), len(images))), len(stems), len(images)
+    )
 
 
-def _notes(results: Results, sets: str, images: int) -> list[str]:
+def _notes(results: Results, sets: str, videos: int, images: int) -> list[str]:
     notes = [f"{sets[0].upper()}{sets[1:]}."]
     if alone := [name for name, r in results.dimensions.items() if r.videos is None]:
         notes.append(f"No interval, for the files hold no value of each video: {', '.join(alone)}.")
+    if (videos, images) != (official := OFFICIAL_IMAGES * SAMPLES, OFFICIAL_IMAGES):
+        notes.append(
+            f"{videos} videos of {images} images; the official suite has {official} of {OFFICIAL_IMAGES}, "
+            "so these numbers cannot stand beside published ones."
+        )
     if images == 1:
         notes.append("All videos are of one image, so the intervals say nothing.")
     if "camera_motion" in results.dimensions:
