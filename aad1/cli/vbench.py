@@ -92,7 +92,7 @@ class VBenchExport:
         wanted = export.samples(self._items(), self.seeds, self.any_samples)
         student = load_student(self.model, student=self.student, device=self.device, dtype=dtype_of(self.dtype))
         hashed = weights_hash(self.model, self.student)
-        work = self.out / "work"
+        work = self.out / "made"
         batch = Batch(student, work, names.SUFFIX, self.fps, self.scale, self.passes, weights=hashed)
         try:
             return export.generate(batch, wanted, self.out)
@@ -174,7 +174,7 @@ class VBenchRun:
         if self.videos is None:
             raise UserError("run needs --videos, the flat folder that `aad1 evaluate vbench export` writes")
         videos = names.look(self.videos)
-        work = self.out / "work"
+        work = self.out / "raw"
         with write_errors(self.out):
             work.mkdir(parents=True, exist_ok=True)
         environment = _environment(self.python, self.clone, work.resolve())

@@ -2,7 +2,7 @@
 
     OUT/videos/   flat: {prompt}-{0..4}.mp4 and nothing else (segments: {prompt}-{0..4}.seg{nn}.mp4)
     OUT/images/   {prompt}.jpg, the pictures as the student was shown them
-    OUT/work/     what was made, under short names, with the manifest that a resumed call goes by
+    OUT/made/     what was made, under short names, with the manifest that a resumed call goes by
 
 Videos are made by ``streaming.batch``, as `aad1 generate --batch` makes them. What is whole is linked into videos/
 (copied where links cannot be made) in one step, so that nothing half-written is ever in it.
@@ -87,7 +87,7 @@ def official_items(clone: Path, ratio: str, usual: Item) -> list[Item]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A video that is asked for: ``item`` names it in the work folder, ``name`` in the flat one."""
+    """A video that is asked for: ``item`` names it in OUT/made, ``name`` in the flat one."""
 
     item: Item
     name: str
@@ -131,7 +131,7 @@ class Export:
 
 
 def generate(batch: Batch, wanted: Sequence[Sample], out: Path) -> Export:
-    """Make the samples that are missing or have changed; ``batch.folder`` is OUT/work.
+    """Make the samples that are missing or have changed; ``batch.folder`` is OUT/made.
 
     Raises UserError for whatever can be found wrong beforehand, and where the folder holds something else.
     """
@@ -145,7 +145,7 @@ def generate(batch: Batch, wanted: Sequence[Sample], out: Path) -> Export:
     for job in jobs:
         target = out / "videos" / named[job.item.name].name
         if job in outcome.whole:
-            there += not place(job.path, target, out / "work")
+            there += not place(job.path, target, out / "made")
         else:
             target.unlink(missing_ok=True)  # of other settings
     failed = [f"{job.item.prompt}, seed {job.item.seed}" for job in jobs if job not in outcome.whole]
@@ -273,7 +273,7 @@ def adopt(given: Sequence[Given], out: Path) -> Export:
         for g in given:
             try:
                 shape(g.video)
-                there += not place(g.video, out / "videos" / f"{g.stem}{SUFFIX}", out / "work")
+                there += not place(g.video, out / "videos" / f"{g.stem}{SUFFIX}", out / "made")
             except UserError as error:
                 failed.append(str(error))
             bar.advance(failed=len(failed))
@@ -325,7 +325,7 @@ def _cut(given: Given, names: Sequence[str], out: Path, seconds: float) -> int:
     if all(target.exists() and shape(target).frames == length for target in targets):
         return len(names)
     frames = read_stream(given.video)
-    work = out / "work" / f"segment{SUFFIX}"
+    work = out / "made" / f"segment{SUFFIX}"
     for target in targets:
         with VideoWriter(work, fps=whole.fps, crf=CRF) as video:
             for _ in range(length):

@@ -3,7 +3,7 @@
     OUT/DIMENSION.json        VBench's own result, once it has been checked
     OUT/run.json              environment, videos and time of each, and what failed
     OUT/logs/DIMENSION.log    everything the process printed
-    OUT/work/                 where VBench itself writes
+    OUT/raw/                  where VBench itself writes
 
 VBench writes a dimension's JSON at its very end and its decoders leak, hence a process each. A result that
 is NaN, over too few videos, or against itself is a failure.
@@ -264,7 +264,7 @@ def _checked(path: Path, asked: Call, name: str) -> float:
 
 def _process(request: Request, asked: Call, name: str, bar: Progress) -> Path:
     """Run VBench; returns the file it wrote. Raises UserError with the last lines of its log."""
-    work, log = request.out.resolve() / "work" / name, request.out / "logs" / f"{name}.log"
+    work, log = request.out.resolve() / "raw" / name, request.out / "logs" / f"{name}.log"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     question = {"module": asked.module, "cls": asked.cls, "info": asked.info, "out": str(work)}
