@@ -37,7 +37,7 @@ from aad1.streaming.batch import MANIFEST, Batch, Item, Job, Mistakes
 
 SEEDS = (0, 1, 2, 3, 4)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-CRF = 10  # of segments; what VBench-I2V advises for videos
+CRF, PIXELS = 4, "yuv444p"  # of segments: 47 dB to the video they are cut from, where yuv420p is at 38 with any crf
 JPEG_QUALITY = 98
 COLUMNS = {"video": ("video", "path", "file"), "prompt": ("prompt", "caption", "text")}
 
@@ -327,7 +327,7 @@ def _cut(given: Given, names: Sequence[str], out: Path, seconds: float) -> int:
     frames = read_stream(given.video)
     work = out / "made" / f"segment{SUFFIX}"
     for target in targets:
-        with VideoWriter(work, fps=whole.fps, crf=CRF) as video:
+        with VideoWriter(work, fps=whole.fps, crf=CRF, pixel_format=PIXELS) as video:
             for _ in range(length):
                 video.write(next(frames)[None])
         with write_errors(target):

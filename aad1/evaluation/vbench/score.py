@@ -137,7 +137,7 @@ def score(results: Results) -> Scored:
     made = combined(means)
     values = {name: None if v is None else interval(v * SCALE) for name, v in (made | means).items()}
     lost = lacking(results.dimensions)
-    missing = [*results.problems, *(f"{name} was not measured" for name in lost["total"])]
+    missing = list(results.problems)
     for column in SCORES:
         if lost[column.name]:
             missing.append(f"{column.label} is N/A without {', '.join(lost[column.name])}")
