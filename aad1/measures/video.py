@@ -73,7 +73,7 @@ MEASURES = (
     Measure("grid_peak", "grid", "1", "|gradient| at the token's period over that at the frequencies beside it"),
 )
 ALWAYS = ("dynamic", "motion", "static", "grid_peak")  # the others are N/A for a clip that stands still
-OF_ANY_KIND = (*ALWAYS, "retention", "seam", "seam_luma")  # mean the same at any length, size and rate
+OF_ANY_KIND = (*ALWAYS, "seam", "seam_luma")  # mean the same at any length, size and rate
 CURVES = {
     "motion": "motion, % of the short side a second",
     "retention": "motion over that of the first quarter",
@@ -90,11 +90,12 @@ Found = dict[str, Pair | str]  # a measure's numerator and denominator, or why i
 class VideoMeasures:
     """One clip's measures as (numerator, denominator) pairs, (0, 0) where N/A; gaps: why, by measure.
 
-    curves: of CURVES, such pairs by chunk, or by second where the chunks are unknown.
+    curves: of CURVES, such pairs for every ``part`` steps: a chunk, or a second where the chunks are unknown.
     """
 
     sums: Mapping[str, Pair]
     curves: Mapping[str, list[Pair]]
+    part: int
     gaps: Mapping[str, str]
 
     def value(self, name: str) -> float | None:
@@ -118,9 +119,11 @@ def measure_video(
         found = {name: pair if name in ALWAYS else STANDS_STILL for name, pair in found.items()}
         looks = {name: np.full(len(frames), np.nan) for name in looks}
     found["grid_peak"] = _known(grid_peak(frames, period), f"its sides are under {GRID_PERIODS * period} px")
+    part = chunk_frames or max(1, round(fps))
     return VideoMeasures(
         {m.name: NOT_APPLICABLE if isinstance(pair := found[m.name], str) else pair for m in MEASURES},
-        _curves(moved, looks, chunk_frames or max(1, round(fps))),
+        _curves(moved, looks, part),
+        part,
         {m.name: reason for m in MEASURES if isinstance(reason := found[m.name], str)},
     )
 
