@@ -78,7 +78,10 @@ class VBenchExport:
             raise UserError(f"export takes one of --images, --batch, --clone and --existing, not {len(given)} of them")
         if self.segments is not None and self.existing is None:
             raise UserError("--segments cuts videos that are there; give --existing")
-        made = self._existing(self.existing) if self.existing else self._generated()
+        try:
+            made = self._existing(self.existing) if self.existing else self._generated()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
         say(f"{made.videos}: {made.count} videos, {made.there} of them were there already")
         if made.failed:
             rest = f" (and {len(made.failed) - 1} more)" if len(made.failed) > 1 else ""
@@ -94,10 +97,7 @@ class VBenchExport:
         hashed = weights_hash(self.model, self.student)
         work = self.out / "made"
         batch = Batch(student, work, names.SUFFIX, self.fps, self.scale, self.passes, weights=hashed)
-        try:
-            return export.generate(batch, wanted, self.out)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
+        return export.generate(batch, wanted, self.out)
 
     def _items(self) -> list[Item]:
         usual = Item("", Path(), "", 0, self.seconds, self.size)

@@ -17,6 +17,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -328,8 +329,10 @@ def _cut(given: Given, names: Sequence[str], out: Path, seconds: float) -> int:
     work = out / "made" / f"segment{SUFFIX}"
     for target in targets:
         with VideoWriter(work, fps=whole.fps, crf=CRF, pixel_format=PIXELS) as video:
-            for _ in range(length):
-                video.write(next(frames)[None])
+            for frame in islice(frames, length):
+                video.write(frame[None])
+        if video.frames < length:
+            raise UserError(f"{given.video} ends before its {whole.frames} frames; make it again")
         with write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(work, target)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aad1.errors import UserError
-from aad1.evaluation.vbench.dimensions import SAMPLES, Dimension, Weights
+from aad1.evaluation.vbench.dimensions import COMMON, SAMPLES, Dimension, Weights
 from aad1.evaluation.vbench.environment import CROPS, HEAD_ARGUMENT, HERE, INFO, Environment, process_environment
 from aad1.evaluation.vbench.names import Folder, fingerprint
 from aad1.evaluation.vbench.records import Measured, Record, read_record
@@ -213,7 +213,7 @@ def _dimension(request: Request, dimension: Dimension, record: Record, state: st
     record.failed.pop(name, None)
     try:
         asked = call(request, dimension)
-        key = _key(request, asked, state)
+        key = _key(request, dimension, asked, state)
         if name in record.measured and record.measured[name].key == key and (mean := _whole(target, asked, name)):
             return Outcome(name, "kept", mean)
         target.unlink(missing_ok=True)
@@ -230,11 +230,12 @@ def _dimension(request: Request, dimension: Dimension, record: Record, state: st
     return Outcome(name, "measured", mean)
 
 
-def _key(request: Request, asked: Call, state: str) -> str:
-    """Everything that a result depends on: VBench, what it was asked, the videos and pictures, in 16 digits."""
-    images = request.images if HEAD_ARGUMENT in asked.arguments else None
+def _key(request: Request, dimension: Dimension, asked: Call, state: str) -> str:
+    """Everything that a result depends on, in 16 digits: VBench, its packages, the request, videos and pictures."""
+    environment, images = request.environment, request.images if HEAD_ARGUMENT in asked.arguments else None
+    packages = {name: environment.packages[name].version for name in (*COMMON, *dimension.packages)}
     pictures = fingerprint(path for path in images.iterdir() if path.is_file()) if images else request.ratio
-    whole = [request.environment.source, asked.cls, request.mode, state, pictures, sorted(asked.expected)]
+    whole = [environment.source, packages, asked.cls, request.mode, state, pictures, sorted(asked.expected)]
     return hashlib.blake2b(json.dumps(whole).encode(), digest_size=8).hexdigest()
 
 
