@@ -7,13 +7,11 @@ checkpoints, evaluated rows from ``evaluation/``.
 from __future__ import annotations
 
 import json
-import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from aad1.assembly import Assembly, user_errors
-from aad1.data.clips import read_video
+from aad1.data.clips import read_whole
 from aad1.data.media import VideoWriter
-from aad1.data.world import FPS, SIZE, WORLD_VERSION, Clip
+from aad1.data.world import FPS, SIZE
 from aad1.errors import UserError
-from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
+from aad1.evaluation import sources
 from aad1.evaluation.page import DemoPage, Panels, render
-from aad1.evaluation.world import CONTROLS, Row, Sample, evaluate, protocol_clips, table
+from aad1.evaluation.protocols import PROTOCOLS, Protocol
+from aad1.evaluation.publishing import publish
+from aad1.evaluation.report import Report
+from aad1.evaluation.sources import Source
+from aad1.evaluation.world import CONTROLS
+from aad1.evaluation.world_report import WorldEvaluation
 from aad1.files import write_atomic
-from aad1.models.checkpoint_io import folder_hash
 from aad1.models.vae import geometry
-from aad1.progress import Progress
 from aad1.recipe import Recipe
 from aad1.runtime import peak_memory
 from aad1.training.metrics import read_metrics
@@ -42,10 +42,8 @@ from aad1.workspace import DISTILLATION, Workspace
 
 ROWS = ("truth", "truth_vae", "frozen", "teacher", *DISTILLATION)
 SHOWN = ("truth", "teacher", *DISTILLATION)
-PAGE, TABLE, SUMMARY, PROGRESS = "index.html", "table.json", "summary.json", "phases.json"
-KEPT_SCALE, KEPT_CRF = 2, 6  # kept samples: two pixels a side, so that halved chroma loses nothing
+PAGE, SUMMARY, PROGRESS = "index.html", "summary.json", "phases.json"
 PAGE_SCALE, PAGE_CRF = 3, 18
-PACKAGES = ("aad1", "torch", "diffusers", "transformers", "numpy")
 
 Frames = NDArray[np.uint8]
 
@@ -136,12 +134,12 @@ class Demo:
     def run(self) -> Path:
         """Distil, evaluate and write the page; returns the page's path."""
         self.assembly.distill(self.resume, self.ledger.phase)
-        values = table([self._row(name) for name in ROWS])
-        self._write(TABLE, json.dumps(values, indent=1))
+        report = self._evaluate()
         with self.ledger.phase("page"):
+            publish(report, self.root / "evaluation")
             mp4 = self._panels_video()
-        self._write(SUMMARY, json.dumps(self._summary(), indent=1))
-        self._write(PAGE, render(self._page(values, mp4)))
+        self._write(SUMMARY, json.dumps(self._summary(report), indent=1))
+        self._write(PAGE, render(self._page(report, mp4)))
         return self.root / PAGE
 
     def _write(self, name: str, text: str) -> None:
@@ -150,79 +148,43 @@ class Demo:
     # --- evaluation ----------------------------------------------------------------------------
 
     @cached_property
-    def _clips(self) -> list[Clip]:
-        return list(protocol_clips(self.recipe.data.frames, self.config.clips))
+    def _protocol(self) -> Protocol:
+        return replace(PROTOCOLS["short"], frames=self.recipe.data.frames, clips=self.config.clips)
 
-    def _row(self, name: str) -> Row:
-        """The row, measured now or by an earlier run on the same weights and clips."""
-        path = self.root / "evaluation" / f"{name}.json"
-        with self.ledger.phase(f"evaluation {name}"):
-            key = self._key(name)
-            row = _stored_row(path, key) if path.with_suffix(".mp4").exists() else None
-            if row is None:
-                row = self._measure(name, path.with_suffix(".mp4"))
-                write_atomic(path, json.dumps({"key": key, "row": asdict(row)}).encode())
-        return row
+    @cached_property
+    def _evaluation(self) -> WorldEvaluation:
+        chunk = self.recipe.student.num_frames_per_block * geometry(self.assembly.vae).temporal
+        return WorldEvaluation(self.root / "evaluation", [self._protocol], chunk, self.recipe.seed)
 
-    def _key(self, name: str) -> dict[str, Any]:
-        """What a stored row must agree on to be used again."""
-        recipe = self.recipe
-        sampling = asdict(recipe.showing.teacher) | {"not": recipe.negative_prompt} if name == "teacher" else {}
-        weights = [folder_hash(part) for part in self._weights(name)]
-        return {
-            "frames": recipe.data.frames,
-            "weights": weights,
-            "world": WORLD_VERSION,
-            **asdict(self.config),
-            "seed": recipe.seed,
-            **sampling,
-        }
+    def _evaluate(self) -> Report:
+        """Every row, measured now or by an earlier run on the same weights and clips."""
+        rows = [self._source(name) for name in ROWS]
+        for row in rows:
+            with self.ledger.phase(f"evaluation {row.name}"):
+                self._evaluation.outcome(row, self._protocol)
+        return self._evaluation.run(rows, "The demo's stages on the embedded world")
 
-    def _weights(self, name: str) -> list[Path]:
+    def _source(self, name: str) -> Source:
+        recipe, folder = self.recipe, self.assembly.folder
         if name in CONTROLS:
-            return []
-        folder = self.assembly.folder.path
-        models = {"teacher": [folder / "transformer"], "truth_vae": []}
-        return [folder / "vae", *models.get(name, [self.assembly.workspace.student(name)])]
-
-    def _measure(self, name: str, video: Path) -> Row:
-        """Generate and measure every clip; the first few are kept as a strip in ``video``."""
-        kept: list[Frames] = []
-        with Progress(f"evaluating {name}", self.config.clips, unit="clip") as bar:
-
-            def watched() -> Iterator[Sample]:
-                for sample in self._samples(name):
-                    kept.extend([sample.frames] if len(kept) < self.config.shown else [])
-                    yield sample
-                    bar.advance()
-
-            chunk = self.recipe.student.num_frames_per_block * geometry(self.assembly.vae).temporal
-            row = evaluate(name, watched(), chunk_frames=chunk, seed=self.recipe.seed)
-        _write_video(video, np.concatenate(kept, axis=2), KEPT_SCALE, KEPT_CRF)
-        return row
-
-    def _samples(self, name: str) -> Iterable[Sample]:
-        assembly, clips, seed = self.assembly, self._clips, self.recipe.seed
-        if name in CONTROLS:
-            return (Sample(CONTROLS[name](clip), clip.truth) for clip in clips)
+            return sources.control(name)
         if name == "truth_vae":
-            return vae_samples(assembly.vae, clips)
+            return sources.through_vae(folder)
         if name == "teacher":
-            model = assembly.teacher().eval()
-            sampling, negative = self.recipe.showing.teacher, self.recipe.negative_prompt
-            return teacher_samples(model, assembly.vae, assembly.text, clips, sampling, negative, seed=seed)
-        return student_samples(assembly.student(name).eval(), assembly.vae, assembly.text, clips, seed=seed)
+            sampling, frames = recipe.showing.teacher, recipe.data.frames
+            return sources.teacher(folder, sampling, recipe.negative_prompt, frames, recipe.seed)
+        return sources.student(name, folder, self.assembly.workspace.student(name), recipe.seed)
 
     # --- results -------------------------------------------------------------------------------
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, report: Report) -> dict[str, Any]:
         recipe, ledger = self.recipe, self.ledger
         return {
             "seconds": {name: round(value, 2) for name, value in ledger.seconds.items()},
             "total_seconds": round(sum(ledger.seconds.values()), 2),
             "peak_memory_bytes": ledger.peak_memory,
             "seed": recipe.seed,
-            "versions": _versions(),
+            "versions": dict(report.made),
             "clips": {
                 "train": recipe.data.clips,
                 "validation": recipe.data.validation,
@@ -235,28 +197,28 @@ class Demo:
         }
 
     def _panels_video(self) -> bytes:
-        """The kept clips of every shown row in one video: a scene a line, a model a column."""
-        size, count = (SIZE * KEPT_SCALE, SIZE * KEPT_SCALE * self.config.shown), self.recipe.data.frames
-        strips = []
-        for name in SHOWN:
-            path = self.root / "evaluation" / f"{name}.mp4"
-            strip = read_video(path, size=size, fps=FPS, frames=count)[:, ::KEPT_SCALE, ::KEPT_SCALE]
-            strips.append(np.concatenate(np.split(strip, self.config.shown, axis=2), axis=1))
+        """The first clips of every shown row in one video: a scene a line, a model a column."""
+        scenes = [clip for clip, _ in islice(self._protocol.load(), self.config.shown)]
+        columns = [np.concatenate([self._frames(name, scene) for scene in scenes], axis=1) for name in SHOWN]
         path = self.root / "comparison.mp4"
-        _write_video(path, np.concatenate(strips, axis=2), PAGE_SCALE, PAGE_CRF)
+        with VideoWriter(path, fps=FPS, scale=PAGE_SCALE, crf=PAGE_CRF) as video:
+            video.write(np.concatenate(columns, axis=2))
         return path.read_bytes()
 
-    def _page(self, values: dict[str, dict[str, list[float] | None]], mp4: bytes) -> DemoPage:
-        captions = [clip.caption for clip in islice(self._clips, self.config.shown)]
+    def _frames(self, name: str, clip: str) -> Frames:
+        return read_whole(self._evaluation.video(name, self._protocol, clip))[0]
+
+    def _page(self, report: Report, mp4: bytes) -> DemoPage:
+        captions = [clip.caption for clip in report.clips[: self.config.shown]]
         panels = Panels(mp4, captions, SHOWN, SIZE * PAGE_SCALE, self.recipe.data.frames, FPS)
         metrics = {name: read_metrics(self.root / name / "metrics.jsonl") for name in DISTILLATION}
         seconds: dict[str, float] = {}
         for name, value in self.ledger.seconds.items():  # the rows of the evaluation as one
             seconds[name.split()[0]] = seconds.get(name.split()[0], 0.0) + value
-        return DemoPage(panels, values, self.config.clips, metrics, seconds, self._facts(), self._commands())
+        return DemoPage(panels, report, metrics, seconds, self._facts(report), self._commands(captions[0]))
 
-    def _facts(self) -> list[tuple[str, str]]:
-        summary = self._summary()
+    def _facts(self, report: Report) -> list[tuple[str, str]]:
+        summary = self._summary(report)
         return [
             ("memory at its peak", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB"),
             ("device", f"{summary['device']}, {summary['threads']} threads"),
@@ -266,9 +228,9 @@ class Demo:
             ("versions", ", ".join(f"{name} {number}" for name, number in summary["versions"].items())),
         ]
 
-    def _commands(self) -> list[tuple[str, str]]:
+    def _commands(self, caption: str) -> list[tuple[str, str]]:
         student = self.assembly.workspace.student(DISTILLATION[-1])
-        model, caption = self.recipe.model, self._clips[0].caption
+        model = self.recipe.model
         return [
             (
                 "Animate a picture with this student, for as long as you like:",
@@ -280,24 +242,6 @@ class Demo:
         ]
 
 
-def _stored_row(path: Path, key: dict[str, Any]) -> Row | None:
-    """The row in the file, if it was measured under the same ``key``."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return TypeAdapter(Row).validate_python(held["row"]) if held["key"] == key else None
-    except (OSError, ValueError, KeyError, ValidationError):
-        return None
-
-
-def _write_video(path: Path, frames: Frames, scale: int, crf: int) -> None:
-    with VideoWriter(path, fps=FPS, scale=scale, crf=crf) as video:
-        video.write(frames)
-
-
 def _last_step(run: Path) -> int:
     steps: Sequence[float] = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
     return int(max(steps, default=0))
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

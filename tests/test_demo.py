@@ -14,9 +14,11 @@ from aad1.data.media import VideoWriter
 from aad1.data.world import make_clip
 from aad1.demo import ROWS, SHOWN, Ledger
 from aad1.evaluation.chart import Chart, Line, nice_ticks
+from aad1.evaluation.intervals import Interval
 from aad1.evaluation.page import NAMES, DemoPage, Panels, html_table, render
-from aad1.evaluation.world import JsonTable
-from aad1.measures.world import MEASURES
+from aad1.evaluation.report import Report, Table, read_report
+from aad1.evaluation.world import COLUMNS, NOTE
+from aad1.measures.world import MEASURE
 
 CAPTIONS = ['a <red> disc & "more"', "a blue square"]
 
@@ -27,17 +29,18 @@ def fake_page(folder: Path) -> DemoPage:
     grid = np.concatenate([np.concatenate([clip] * len(SHOWN), axis=2) for clip in clips], axis=1)
     with VideoWriter(folder / "grid.mp4", fps=16, scale=2) as video:
         video.write(grid)
-    values: JsonTable = {
+    values: dict[str, dict[str, Interval | None]] = {
         row: {
-            m.name: [float(v), float(v) - 0.1, float(v) + 0.1] for m, v in zip(MEASURES, rng.random(40), strict=False)
+            c.name: Interval(float(v), float(v) - 0.1, float(v) + 0.1)
+            for c, v in zip(COLUMNS, rng.random(40), strict=False)
         }
         for row in ROWS
     }
     values["frozen"]["drift"] = None
+    table = Table("short", values, dict.fromkeys(ROWS, 2))
     return DemoPage(
         panels=Panels((folder / "grid.mp4").read_bytes(), CAPTIONS, SHOWN, 128, 17, 16.0),
-        table=values,
-        clips=2,
+        report=Report("world", "demo", {}, COLUMNS, [table], notes=[NOTE]),
         metrics={
             "ode_init": [{"step": s, "generator/loss": 3 / s} for s in range(1, 60)] + [{"step": 60, "eval/rho": 1.2}],
             "dmd_warmup": [{"step": s, "fake_score/loss": 2.0, "eval/rho": 1.0, "eval/kappa": 0.9} for s in (1, 2)],
@@ -88,8 +91,7 @@ def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_a_table_shows_means_intervals_and_what_is_not_applicable() -> None:
-    values: JsonTable = {"truth": {"rho": [1.0, 0.9, 1.1]}, "frozen": {"rho": None}}
-    text = html_table(values, MEASURES)
+    text = html_table(COLUMNS, Table("", {"truth": {"rho": Interval(1.0, 0.9, 1.1)}, "frozen": {"rho": None}}, {}))
     assert "<td>1.00<small>0.90 to 1.10</small></td>" in text
     assert '<td class="none">N/A</td>' in text
     assert text.count("<tr>") == 2  # measures that no row defines have no line
@@ -159,11 +161,9 @@ def test_the_demo_writes_its_results_and_resumes(
     out = tmp_path / "demo"
     assert demo(tiny_folder, out) == 0
     assert str(out / "index.html") in capsys.readouterr().out
-    values = json.loads((out / "table.json").read_text())
-    assert tuple(values) == ROWS
-    for row in values.values():
-        assert set(row) == {measure.name for measure in MEASURES}
-        assert all(value is None or len(value) == 3 for value in row.values())
+    report = read_report(out / "evaluation")
+    assert tuple(report.models) == ROWS
+    assert all(set(row) == set(MEASURE) for table in report.tables for row in table.rows.values())
     summary = json.loads((out / "summary.json").read_text())
     assert summary["clips"] == {"train": 2, "validation": 1, "trajectories": 2, "test": 2}
     assert summary["peak_memory_bytes"] > 2**20
@@ -175,14 +175,14 @@ def test_the_demo_writes_its_results_and_resumes(
 def _resumes(model: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo(model, out) == 2
     assert "--resume" in capsys.readouterr().err
-    rows = {path: path.stat().st_mtime_ns for path in (out / "evaluation").iterdir()}
-    phases = (out / "summary.json").read_text(), (out / "table.json").read_text()
-    (out / "evaluation" / "frozen.json").write_text("{torn")
+    rows = {path: path.stat().st_mtime_ns for path in (out / "evaluation" / "measured").iterdir()}
+    summary, report = (out / "summary.json").read_text(), read_report(out / "evaluation")
+    (out / "evaluation" / "measured" / "frozen-short.json").write_text("{torn")
     assert demo(model, out, "--resume") == 0
     again = {path for path in rows if path.stat().st_mtime_ns != rows[path]}
-    assert {path.stem for path in again} == {"frozen"}
-    assert json.loads(phases[0])["seconds"] == json.loads((out / "summary.json").read_text())["seconds"]
-    assert phases[1] == (out / "table.json").read_text()
+    assert {path.stem for path in again} == {"frozen-short"}
+    assert json.loads(summary)["seconds"] == json.loads((out / "summary.json").read_text())["seconds"]
+    assert read_report(out / "evaluation") == report
 
 
 @pytest.mark.parametrize(

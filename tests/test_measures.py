@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -319,36 +318,31 @@ def control_rows() -> list[evaluation.Row]:
 
 
 def test_controls_stand_where_they_should():
-    whole = evaluation.table(control_rows())
+    whole = {row.name: row.measures["all"] for row in control_rows()}
     assert list(whole) == ["truth", "frozen", "constant_velocity"]
-    assert whole["truth"]["rho"][0] == pytest.approx(1, abs=0.02)
-    assert whole["frozen"]["rho"][0] == 0
+    assert whole["truth"]["rho"].mean == pytest.approx(1, abs=0.02)
+    assert whole["frozen"]["rho"].mean == 0
     assert whole["frozen"]["drift"] is None
-    assert whole["constant_velocity"]["presence"][0] < whole["truth"]["presence"][0] == 1
-    assert whole["constant_velocity"]["law_residual"][0] < 0.11
+    assert whole["constant_velocity"]["presence"].mean < whole["truth"]["presence"].mean == 1
+    assert whole["constant_velocity"]["law_residual"].mean < 0.11
+
+
+def test_a_frozen_clip_has_a_curve_of_motion_alone():
+    curves = control_rows()[1].curves["all"]
+    assert curves["rho"] == [0, 0]
+    assert curves["id_ok"] == curves["quality"] == [None, None]
 
 
 def test_tracks_are_reported_apart_and_together():
-    report = evaluation.report(control_rows())
-    assert {track: part["clips"]["truth"] for track, part in report.items()} == {"determined": 2, "free": 2, "all": 4}
-    assert report["free"]["table"]["truth"]["position_error"] is None
-    assert report["determined"]["table"]["truth"]["position_error"][0] < 0.15
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    row = control_rows()[0]
+    assert row.clips == {"determined": 2, "free": 2, "all": 4}
+    assert row.measures["free"]["position_error"] is None
+    assert row.measures["determined"]["position_error"].mean < 0.15
 
 
-def test_tables_name_every_measure_with_its_ideal():
-    values = evaluation.table(control_rows())
-    text = evaluation.to_markdown(values, "short")
-    assert all(words in text for words in ("short", "constant_velocity", "not VBench", "| rho | 1 | 1.00 ["))
-    for measure in evaluation._shown(values, ()):
-        assert text.count(measure.legend) == 1
-
-
-def test_evaluation_refuses_nothing_and_unknown_tracks():
+def test_evaluation_refuses_nothing():
     with pytest.raises(UserError, match="no clips"):
         evaluation.evaluate("teacher", [])
-    with pytest.raises(UserError, match="did you mean 'free'"):
-        evaluation.table(control_rows(), "fre")
 
 
 def test_a_detector_that_fails_stops_the_evaluation(monkeypatch):

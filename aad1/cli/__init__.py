@@ -1,4 +1,4 @@
-"""The command line: ``aad1 demo | new | prepare | train | distill | generate | serve | bench | world-image``.
+"""The command line: making models, generating and serving with them, measuring them.
 
 Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
 """
@@ -10,17 +10,22 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Any, TextIO, get_args
 
 import torch
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import arg, subcommand
 
+from aad1.cli.evaluating import Compare, EvaluateWorld
+from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
 from aad1.cli.options import complain, say
+from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Prepare, Train
+from aad1.cli.vbench import VBenchDoctor, VBenchExport, VBenchRun, VBenchScore
 from aad1.errors import UserError, nearest
 from aad1.runtime import keep_freed_memory
 from aad1.training.loop import Interrupted
@@ -32,6 +37,32 @@ example --ode_init.steps 50 --data.source my_videos/ --model my_wan_folder. --de
 codes: 0 done, 1 a fault of ours, 2 a mistake that you can mend (one line says how), 130 interrupted.
 """
 
+
+@dataclass(frozen=True)
+class VBench:
+    """VBench-I2V through its official code, in an environment of your own: export, doctor, run, score."""
+
+    command: Annotated[
+        Annotated[VBenchExport, subcommand("export", prefix_name=False)]
+        | Annotated[VBenchDoctor, subcommand("doctor", prefix_name=False)]
+        | Annotated[VBenchRun, subcommand("run", prefix_name=False)]
+        | Annotated[VBenchScore, subcommand("score", prefix_name=False)],
+        arg(name=""),
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Answer two questions about any model: is it good, and is its motion dying?"""
+
+    command: Annotated[
+        Annotated[EvaluateWorld, subcommand("world", prefix_name=False)]
+        | Annotated[EvaluateFolder, subcommand("folder", prefix_name=False)]
+        | Annotated[VBench, subcommand("vbench", prefix_name=False)],
+        arg(name=""),
+    ]
+
+
 Command = (
     Annotated[DemoCommand, subcommand("demo")]
     | Annotated[New, subcommand("new")]
@@ -42,12 +73,15 @@ Command = (
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[WorldImage, subcommand("world-image")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Reproduce, subcommand("reproduce")]
 )
 
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
-GO_ON = ("demo", "prepare", "train", "distill")  # continue what they were stopped in
+GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,13 +117,17 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(  # type: ignore[call-overload, no-any-return]
+            command: Any
+            command, extra = tyro.cli(  # type: ignore[call-overload]
                 Command, args=words or ["--help"], prog="aad1", description=DESCRIPTION, return_unknown_args=True
             )
     except SystemExit as stop:
         if stop.code:
             raise UserError(_unboxed(box.getvalue())) from None
         raise
+    while isinstance(command, Evaluate | VBench):
+        command = command.command
+    return command, extra
 
 
 def _unboxed(box: str) -> str:

@@ -115,4 +115,4 @@ class DemoCommand:
         """Run, and say where to look."""
         config = DemoConfig(self.clips, self.shown)
         page = Demo(recipe_of(self.recipe, extra, type(self)), out_of(self.out, self.recipe), config, self.resume).run()
-        say(f"open {page.resolve()} in a browser\nthe table is in {page.with_name('table.json')}")
+        say(f"open {page.resolve()} in a browser\nthe table is in {page.parent / 'evaluation' / 'report.md'}")

@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A named series; ``style`` is the CSS class that colours it."""
+    """A named series; ``style`` is the CSS class that colours it. Where y is not finite the line is broken."""
 
     label: str
     style: str
@@ -36,12 +36,11 @@ class Chart:
 
     def svg(self) -> str:
         """The chart as an SVG element, or a line that says there is nothing to draw."""
-        lines = [_finite(line) for line in self.lines]
-        points = [point for line in lines for point in line.points]
+        points = [point for line in self.lines for point in line.points if math.isfinite(point[1])]
         if not points:
             return f'<p class="empty">{escape(self.title)}: nothing was logged.</p>'
         frame = _frame(points, [x for x, _ in self.marks], self.ideal)
-        parts = [*self._grid(frame), *(_drawn(line, frame) for line in lines if line.points)]
+        parts = [*self._grid(frame), *(_drawn(line, frame) for line in self.lines)]
         return (
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.title)}">{"".join(parts)}</svg>'
         )
@@ -105,19 +104,37 @@ def nice_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def _finite(line: Line) -> Line:
-    return Line(line.label, line.style, [(x, y) for x, y in line.points if math.isfinite(y)])
+def marks(last: float, unit: str, first: float = 0.0) -> list[tuple[float, str]]:
+    """Round numbers along the axis, the last one with its unit."""
+    *most, end = nice_ticks(first, last)
+    return [*((x, f"{x:g}") for x in most), (end, f"{end:g} {unit}")]
 
 
 def _drawn(line: Line, frame: _Frame) -> str:
-    places = [(frame.x(x), frame.y(y)) for x, y in line.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    drawn = f'<polyline class="line {line.style}" points="{path}"/>'
-    if len(places) >= DOTTED:
+    """Its pieces, and where its points are few, each of them."""
+    drawn = "".join(_polyline(piece, line.style, frame) for piece in _pieces(line.points))
+    if len(line.points) >= DOTTED:
         return drawn
     dots = (
-        f'<circle class="dot {line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
-        f"<title>{escape(line.label)} {value:.3g}</title></circle>"
-        for (x, y), (_, value) in zip(places, line.points, strict=True)
+        f'<circle class="dot {line.style}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3">'
+        f"<title>{escape(line.label)} {y:.3g}</title></circle>"
+        for x, y in line.points
+        if math.isfinite(y)
     )
     return drawn + "".join(dots)
+
+
+def _pieces(points: Sequence[Point]) -> list[list[Point]]:
+    """The points between those that are not finite."""
+    pieces: list[list[Point]] = [[]]
+    for point in points:
+        if math.isfinite(point[1]):
+            pieces[-1].append(point)
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def _polyline(points: Sequence[Point], style: str, frame: _Frame) -> str:
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+    return f'<polyline class="line {style}" points="{path}"/>'

@@ -167,8 +167,9 @@ class FolderEvaluation:
                 try:
                     kept[name] = future.result()
                     store.put(kept[name], jobs[name][1])
-                except ClipError as error:
-                    lost[name] = f"{model.name}: {error}"
+                except Exception as error:  # whatever it was: the other clips must not be lost with this one
+                    reason = str(error) if isinstance(error, ClipError) else f"{jobs[name][0].path}: {error!r}"
+                    lost[name] = f"{model.name}: {reason}"
                 bar.advance(clip=name)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from aad1.evaluation.chart import Chart, Line
-from aad1.evaluation.world import NOTE, JsonTable, missing_note
-from aad1.measures.world import MEASURES, Measure
+from aad1.evaluation.markup import embedded, facts, figure, filled, measures_table
+from aad1.evaluation.report import Column, Report, Table
 from aad1.workspace import DISTILLATION
 
-TEMPLATE = Path(__file__).parent / "static" / "demo.html"
+TEMPLATE = "demo.html"
 NAMES = {
     "truth": "truth",
     "truth_vae": "truth through the VAE",
@@ -46,13 +44,12 @@ class Panels:
 class DemoPage:
     """What the page shows.
 
-    table: as ``evaluation.world.table`` gives it; metrics: each stage's ``metrics.jsonl``; seconds: of each
+    report: of the evaluation, whose last table is shown; metrics: each stage's ``metrics.jsonl``; seconds: of each
     phase; facts: (name, value) of the run; commands: (what it does, command line) to go on with.
     """
 
     panels: Panels
-    table: JsonTable
-    clips: int
+    report: Report
     metrics: Mapping[str, Metrics]
     seconds: Mapping[str, float]
     facts: Sequence[tuple[str, str]]
@@ -61,7 +58,7 @@ class DemoPage:
 
 def render(page: DemoPage) -> str:
     """Fill the template."""
-    panels = page.panels
+    panels, columns, table = page.panels, page.report.columns, page.report.tables[-1]
     geometry = {
         "columns": len(panels.columns),
         "rows": len(panels.captions),
@@ -71,23 +68,20 @@ def render(page: DemoPage) -> str:
     }
     parts = {
         "minutes": _minutes(sum(page.seconds.values())),
-        "clips": str(page.clips),
+        "clips": ", ".join(str(count) for count in sorted(set(table.clips.values()))),
         "video": b64encode(panels.mp4).decode(),
-        "geometry": json.dumps(geometry),
+        "geometry": embedded(geometry),
         "scenes": "".join(_scene(panels, row) for row in range(len(panels.captions))),
         "last": str(panels.frames - 1),
         "charts": "".join(charts(page.metrics)),
-        "table": html_table(page.table, [m for m in MEASURES if m.name in MAIN]),
-        "full_table": html_table(page.table, MEASURES),
-        "note": escape(" ".join(line for line in (NOTE, missing_note()) if line)),
+        "table": html_table([column for column in columns if column.name in MAIN], table),
+        "full_table": html_table(columns, table),
+        "note": escape(" ".join([*page.report.notes, *page.report.missing])),
         "phases": _phases(page.seconds),
-        "facts": "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in page.facts),
+        "facts": facts(page.facts),
         "commands": "".join(f"<p>{escape(why)}</p><pre>{escape(line)}</pre>" for why, line in page.commands),
     }
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for name, value in parts.items():
-        text = text.replace("{{" + name + "}}", value)
-    return text
+    return filled(TEMPLATE, parts)
 
 
 def _scene(panels: Panels, row: int) -> str:
@@ -107,35 +101,26 @@ def _scene(panels: Panels, row: int) -> str:
 def charts(metrics: Mapping[str, Metrics]) -> list[str]:
     """Motion over all stages, then each stage's own curves, as figures."""
     return [
-        _figure(
+        figure(
             _motion(metrics),
             "Motion of held-out rollouts while training: rho is their speed over the truth's, kappa what is left "
             "of it at the end of a clip. Both should reach 1.",
         ),
-        _figure(
+        figure(
             _stage("Stage I: regression loss", metrics, "ode_init", {"generator/loss": "loss"}),
             "Distance of the student's one-pass estimate from the end of the teacher's path.",
         ),
-        _figure(
+        figure(
             _stage("Stage II: fake score's loss", metrics, "dmd_warmup", {"fake_score/loss": "fake score"}),
             "How well the second score model knows the student's own clips; the student's gradient is its "
             "difference from the teacher.",
         ),
-        _figure(
+        figure(
             _stage("Stage III: critic's gap", metrics, "adversarial", {"critic/gap": "gap"}, ideal=0.0),
             "The critic's mean logit of real clips minus that of generated ones. At 0 it cannot tell them apart; "
             "far above, it has won and teaches little.",
         ),
     ]
-
-
-def _figure(chart: Chart, words: str) -> str:
-    labels = "".join(f'<span><i class="key {line.style}"></i>{escape(line.label)}</span>' for line in chart.lines)
-    legend = f'<div class="legend">{labels}</div>' if len(chart.lines) > 1 else ""
-    return (
-        f'<figure class="chart"><h3>{escape(chart.title)}</h3>{legend}{chart.svg()}'
-        f"<figcaption>{escape(words)}</figcaption></figure>"
-    )
 
 
 def _stage(
@@ -168,26 +153,9 @@ def _motion(metrics: Mapping[str, Metrics]) -> Chart:
 # --- table ------------------------------------------------------------------------------------
 
 
-def html_table(values: JsonTable, measures: Sequence[Measure]) -> str:
-    """A line a measure, a column a row of ``values``; means with their intervals beneath."""
-    shown = [m for m in measures if any(row.get(m.name) is not None for row in values.values())]
-    heads = "".join(
-        f'<th scope="col"><i class="key {name}"></i>{escape(NAMES.get(name, name))}</th>' for name in values
-    )
-    lines = "".join(
-        f'<tr><th scope="row">{escape(m.column)}<small>{escape(m.legend)}</small></th>'
-        f'<td class="ideal">{escape(m.ideal)}</td>{"".join(_cell(m, row.get(m.name)) for row in values.values())}</tr>'
-        for m in shown
-    )
-    head = f'<tr><th scope="col">measure</th><th scope="col">ideal</th>{heads}</tr>'
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{lines}</tbody></table></div>'
-
-
-def _cell(measure: Measure, value: list[float] | None) -> str:
-    if value is None:
-        return '<td class="none">N/A</td>'
-    mean, low, high = (f"{round(v, measure.digits) + 0.0:.{measure.digits}f}" for v in value)
-    return f"<td>{mean}<small>{low} to {high}</small></td>"
+def html_table(columns: Sequence[Column], table: Table) -> str:
+    """A line a measure, a column a model, by the names that the demo gives them."""
+    return measures_table(columns, table, NAMES)
 
 
 # --- the run ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ evaluation first checks the detector on its own truths. These are not VBench num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,21 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aad1.data.world import SHORT_FRAMES, Clip, Truth, make_clip, render
-from aad1.errors import UserError, nearest
+from aad1.errors import UserError
 from aad1.evaluation.intervals import RESAMPLES, Interval, draws, interval
+from aad1.evaluation.report import Column
 from aad1.measures.detect import detect
-from aad1.measures.motion import CHUNK_FRAMES, has_opencv
+from aad1.measures.motion import CHUNK_FRAMES
 from aad1.measures.reference import Reference
-from aad1.measures.world import CURVES, MEASURES, ClipMeasures, Measure, combine, measure_clip
+from aad1.measures.world import CURVES, MEASURES, ClipMeasures, combine, measure_clip
 
 TRACKS = ("determined", "free", "all")
 CLIPS = 100
 DETECTOR_LIMIT = 0.15  # px
 CHECKED_TRUTHS = 8
+COLUMNS = tuple(Column(m.name, m.column, m.ideal, m.legend, m.digits) for m in MEASURES)
 NOTE = "Mean [95 % bootstrap interval over clips]; N/A where a measure does not apply. These are not VBench numbers."
+NO_OPENCV = "dyn is N/A: it needs OpenCV (pip install 'aad1[eval]')"
 
 Frames = NDArray[np.uint8]
-JsonTable = dict[str, dict[str, list[float] | None]]
 
 
 class Sample(NamedTuple):
@@ -53,9 +55,10 @@ class Row:
 
 
 class Measured(NamedTuple):
-    """One clip's measures and the track of its truth."""
+    """One clip's measures and the track and caption of its truth."""
 
     track: str
+    caption: str
     clip: ClipMeasures
 
 
@@ -85,7 +88,8 @@ def measured(samples: Iterable[Sample], chunk_frames: int = CHUNK_FRAMES, with_f
         if index < CHECKED_TRUTHS:
             check_detector(truth)
         reference = Reference.of(truth, image_given)
-        yield Measured(truth.scene.track, measure_clip(frames, reference, chunk_frames, with_flow=with_flow))
+        scene = truth.scene
+        yield Measured(scene.track, scene.caption, measure_clip(frames, reference, chunk_frames, with_flow=with_flow))
 
 
 def pooled_row(name: str, clips: Iterable[Measured], seed: int = 0) -> Row:
@@ -162,61 +166,3 @@ def pooled_curves(clips: Sequence[ClipMeasures]) -> dict[str, list[float | None]
         raise UserError("clips of different lengths in one row; evaluate the short and the long protocol separately")
     totals = {name: np.sum([c.curves[name] for c in clips], axis=0) for name in CURVES if clips}
     return {name: [float(a / b) if b > 0 else None for a, b in total] for name, total in totals.items()}
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def table(rows: Iterable[Row], track: str = "all") -> JsonTable:
-    """{row: {measure: [mean, low, high] or None}} of one track, ready for JSON."""
-    if track not in TRACKS:
-        raise UserError(f"unknown track '{track}'{nearest(track, TRACKS)}")
-    return {
-        row.name: {name: [v.mean, v.low, v.high] if v else None for name, v in row.measures[track].items()}
-        for row in rows
-    }
-
-
-def report(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
-    """Everything of the rows, by track: table, number of clips and per-chunk speed curves; ready for JSON."""
-    return {
-        track: {
-            "table": table(rows, track),
-            "clips": {row.name: row.clips[track] for row in rows},
-            "curves": {row.name: row.curves[track] for row in rows},
-        }
-        for track in TRACKS
-    }
-
-
-def _cell(measure: Measure, value: list[float] | None, interval: bool) -> str:
-    if value is None:
-        return "N/A"
-    mean, low, high = (
-        f"{round(v, measure.digits) + 0.0:.{measure.digits}f}" for v in value
-    )  # + 0.0 drops a minus zero
-    return f"{mean} [{low}, {high}]" if interval else mean
-
-
-def _shown(values: Mapping[str, Mapping[str, list[float] | None]], names: Collection[str]) -> list[Measure]:
-    """Measures that at least one row defines, of those named (none named: of all)."""
-    wanted = [m for m in MEASURES if not names or m.name in names]
-    return [m for m in wanted if any(row.get(m.name) is not None for row in values.values())]
-
-
-def missing_note() -> str:
-    """Why optional measures are N/A on this machine; empty when none is."""
-    return "" if has_opencv() else "dyn is N/A: it needs OpenCV (pip install 'aad1[eval]')."
-
-
-def to_markdown(values: JsonTable, title: str = "", interval: bool = True, measures: Collection[str] = ()) -> str:
-    """The table and its legend in Markdown: a line per measure (all, or those named), a column per row."""
-    shown = _shown(values, measures)
-    lines = [f"### {title}", ""] if title else []
-    lines += ["| measure | ideal | " + " | ".join(values) + " |", "|" + "---|" * (2 + len(values))]
-    for m in shown:
-        cells = (_cell(m, row.get(m.name), interval) for row in values.values())
-        lines.append(f"| {m.column} | {m.ideal} | " + " | ".join(cells) + " |")
-    # A bar would end a table cell; the legend is a list, where bars are plain.
-    lines += ["", *(f"- **{m.column}** (ideal {m.ideal}): {m.legend}" for m in shown), "", NOTE]
-    return "\n".join([*lines, missing_note()]).rstrip() + "\n"

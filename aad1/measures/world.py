@@ -226,7 +226,7 @@ def measure_clip(
     sums |= _appearance(seen) | _quality(seen) | _seams(seen)
     if static:
         sums = {name: pair if name in ALWAYS else NOT_APPLICABLE for name, pair in sums.items()}
-    return ClipMeasures(sums, _curves(seen))
+    return ClipMeasures(sums, _curves(seen, static))
 
 
 # --- motion ----------------------------------------------------------------------------------
@@ -250,16 +250,20 @@ def _speed_sums(s: NDArray[np.float64], g: NDArray[np.float64]) -> Pair:
     return float(s[known].sum()), float(g[known].sum())
 
 
-def _curves(seen: Observed) -> dict[str, NDArray[np.float64]]:
-    """The pairs of CURVES in each chunk; step i, from frame i to frame i + 1, and that frame are in chunk i // n."""
+def _curves(seen: Observed, static: bool) -> dict[str, NDArray[np.float64]]:
+    """The pairs of CURVES in each chunk; step i, from frame i to frame i + 1, and that frame are in chunk i // n.
+
+    A static clip has a curve of motion alone.
+    """
     s, g, n = seen.steps, seen.reference.true_speeds, seen.chunk_frames
     same, quality = seen.same[:, 1:], seen.quality[1:]
     starts = range(0, s.shape[1], n)
-    return {
+    found = {
         "rho": np.array([_speed_sums(s[:, i : i + n], g[:, i : i + n]) for i in starts]),
         "id_ok": np.array([(same[:, i : i + n].sum(), same[:, i : i + n].size) for i in starts], np.float64),
         "quality": np.array([(quality[i : i + n].sum(), quality[i : i + n].size) for i in starts], np.float64),
     }
+    return {name: pairs if name in ALWAYS or not static else np.zeros_like(pairs) for name, pairs in found.items()}
 
 
 def _prompt(seen: Observed) -> dict[str, Pair]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aad1.data.world import SHORT_FRAMES
+from aad1.evaluation.protocols import PROTOCOLS as ALL
+from aad1.evaluation.protocols import USUAL
 
 FOLDER = "ablations"  # of the recipes
-LONG_FRAMES = 321
-PROTOCOLS = {"short": (SHORT_FRAMES, 100), "long": (LONG_FRAMES, 32)}  # frames, test clips
+PROTOCOLS = {name: (ALL[name].frames, ALL[name].clips) for name in USUAL}  # frames, test clips
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 from aad1.assembly import Assembly
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS, WORLD_VERSION, Clip
-from aad1.errors import UserError
 from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
 from aad1.evaluation.world import Sample, measured, protocol_clips
 from aad1.files import write_atomic
@@ -36,7 +35,7 @@ PARTS = tuple(dict.fromkeys(key for measure in MEASURES for key in measure.keys)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ProtocolResult:
     """sums: [clips][parts of MEASURES] pairs; curves: pooled over clips, by chunk."""
 
     frames: int
@@ -59,7 +58,7 @@ class Piece:
     stage: str
     seed: int
     parts: Sequence[str]
-    protocols: Mapping[str, Protocol]
+    protocols: Mapping[str, ProtocolResult]
     training: Sequence[Mapping[str, float]]
 
 
@@ -73,15 +72,16 @@ def read_piece(path: Path, key: str) -> Piece | None:
     return piece if current else None
 
 
-def measure_piece(assembly: Assembly, condition: Condition, seed: int, key: str, path: Path, clips: int | None) -> None:
-    """Animate and measure every protocol's clips and write the piece, and some of the frames beside it."""
+def measure_piece(
+    assembly: Assembly, condition: Condition, seed: int, key: str, path: Path, videos: Path, clips: int | None
+) -> None:
+    """Animate and measure every protocol's clips and write the piece; some of the frames go into ``videos``."""
     protocols = {}
     for name, (frames, count) in PROTOCOLS.items():
         if name == "long" and condition.stage == "teacher":
             continue  # it knows one length only
         chosen = list(protocol_clips(frames, min(count, clips or count)))
-        video = path.parent / "videos" / f"{path.stem}-{name}.mp4"
-        protocols[name] = _measured(assembly, condition, chosen, video)
+        protocols[name] = _measured(assembly, condition, chosen, videos / f"{path.stem}-{name}.mp4")
     log = assembly.workspace.run(condition.stage) / "metrics.jsonl"
     rows = read_metrics(log) if log.exists() else []
     evaluated = [{k: _short(v) for k, v in row.items() if k == "step" or k.startswith("eval/")} for row in rows]
@@ -90,7 +90,7 @@ def measure_piece(assembly: Assembly, condition: Condition, seed: int, key: str,
     write_atomic(path, json.dumps(asdict(piece), separators=(",", ":")).encode())
 
 
-def _measured(assembly: Assembly, condition: Condition, clips: Sequence[Clip], video: Path) -> Protocol:
+def _measured(assembly: Assembly, condition: Condition, clips: Sequence[Clip], video: Path) -> ProtocolResult:
     kept: list[NDArray[np.uint8]] = []
     with Progress(video.stem, len(clips), unit="clip") as bar:
 
@@ -101,11 +101,10 @@ def _measured(assembly: Assembly, condition: Condition, clips: Sequence[Clip], v
                 bar.advance()
 
         found = list(measured(watched()))
-    video.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(video, fps=FPS, scale=SCALE) as file:
         file.write(np.concatenate(kept, axis=2))
     curves = {name: np.sum([m.clip.curves[name] for m in found], axis=0) for name in CURVES}
-    return Protocol(
+    return ProtocolResult(
         len(clips[0].frames),
         [m.track for m in found],
         [_pairs(m.clip) for m in found],
@@ -136,10 +135,3 @@ def protocol_key(training: str, condition: Condition, clips: int | None) -> dict
     """What a piece depends on: its weights and the clips it is measured on."""
     wanted = {name: (frames, min(count, clips or count)) for name, (frames, count) in PROTOCOLS.items()}
     return {"weights": training, "student": dict(condition.student), "world": WORLD_VERSION, "protocols": wanted}
-
-
-def require(piece: Piece | None, path: Path) -> Piece:
-    """The piece, or a UserError that says how to make it."""
-    if piece is None:
-        raise UserError(f"{path} is missing or of another recipe: run `aad1 reproduce` again to make it")
-    return piece

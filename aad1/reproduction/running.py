@@ -64,6 +64,18 @@ class Grid:
         task = tasks_for(condition, seed, self.values)
         return read_piece(self.path(task), self.key(task))
 
+    def pieces(self, experiment: Experiment) -> dict[str, list[Piece]]:
+        """What has been measured of each condition, by its label: one piece a seed, or one where seeds do not count."""
+        found: dict[str, list[Piece]] = {}
+        for condition in experiment.conditions:
+            own = [self.piece(condition, seed) for seed in (self.seeds if condition.trained else self.seeds[:1])]
+            found[condition.label] = [piece for piece in own if piece is not None]
+        return found
+
+    def missing(self, experiments: Iterable[Experiment]) -> list[str]:
+        """What has not been measured, a line each."""
+        return [f"{self.path(task)} is not measured yet" for task in self.tasks(experiments) if not self.is_done(task)]
+
     def is_done(self, task: Task) -> bool:
         """Whether nothing is left to do for it."""
         if task.condition is not None:
@@ -153,7 +165,8 @@ def _do(grid: Grid, task: Task) -> None:
     """One step, in a process of its own."""
     assembly = task.assembly(grid.root)
     if task.condition is not None:
-        return measure_piece(assembly, task.condition, task.seed, grid.key(task), grid.path(task), grid.clips)
+        path, videos = grid.path(task), grid.root / "videos"
+        return measure_piece(assembly, task.condition, task.seed, grid.key(task), path, videos, grid.clips)
     if task.step == "clips":
         assembly.prepare_clips()
     elif task.step == "trajectories":
