@@ -317,7 +317,7 @@ class Assembly:
 
     def _state_encoder_stage(self) -> Stage:
         config = self._section("state_encoder")
-        encoder = StateEncoder(config.channels, config.features).to(self.device)
+        encoder = StateEncoder(config.channels, config.hidden, config.features).to(self.device)
         return StateEncoderStage(config, encoder)
 
     def _ode_init(self) -> Stage:

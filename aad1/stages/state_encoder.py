@@ -1,7 +1,8 @@
 """Train the state encoder: from 17 frames of the embedded world, where everything is, and how it moves.
 
-Windows are drawn afresh from the training split's scenes, each object at a speed of its own between rest and more
-than the world's, so that the features also tell clips apart that no true clip resembles: slow, frozen and hasty ones.
+Windows are drawn from the training split's scenes, each object at a speed of its own between rest and more than the
+world's, half of them blurred and half with unsteady positions, so that the features also tell clips apart that no
+true clip resembles.
 """
 
 from __future__ import annotations
@@ -10,39 +11,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from aad1.data.media import video_to_tensor
 from aad1.data.world import HUES, SHAPES, Scene, Truth, make_clip, render, rng_for, sample_scene, simulate
-from aad1.limits import Count, Positive
+from aad1.limits import Count, Positive, Weight
 from aad1.models.checkpoint_io import save_component
-from aad1.models.state_encoder import PART, PATH, RADIUS_SPREAD, REACH, STEP, WINDOW, State, StateEncoder
+from aad1.models.state_encoder import MIDDLE, PART, SCALES, STEP, WINDOW, State, StateEncoder
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
 
 TRAINING_WINDOWS = 1_000_000
-STATISTICS_CLIPS = 256  # of the training split, for the features' mean and variance
+STATISTICS_CLIPS = 512  # of the training split, for the features' mean and covariance
 WINDOWS_OF_A_CLIP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateEncoderConfig(LoopConfig):
-    """channels: of the five convolutions; features: how many numbers describe a window.
+    """channels: of the three convolutions; hidden: width of the layer behind them; features: numbers for a window.
 
-    fastest: speeds are multiplied by up to this; validation: how many held-out clips, of five windows each.
+    fastest: speeds are multiplied by up to this; softest, roughest: largest blur, and noise on positions, in px;
+    validation: how many held-out clips, of five windows each.
     """
 
     optimizer: OptimizerConfig
-    channels: Annotated[tuple[Count, ...], Field(min_length=5, max_length=5)] = (16, 32, 64, 64, 48)
+    channels: tuple[Count, Count, Count] = (16, 32, 32)
+    hidden: Count = 128
     features: Count = 64
     fastest: Positive = 1.6
+    softest: Weight = 1.2
+    roughest: Weight = 1.0
     validation: Count = 64
 
 
@@ -55,9 +61,11 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class StateWindows:
-    """The beginnings of the training split's scenes, at many speeds."""
+    """The beginnings of the training split's scenes, at many speeds, and some of them spoilt."""
 
     fastest: float
+    softest: float
+    roughest: float
     count: int = TRAINING_WINDOWS
 
     def __len__(self) -> int:
@@ -65,44 +73,67 @@ class StateWindows:
 
     def read(self, indices: Sequence[int]) -> Window:
         """The windows of these indices, from which everything in them derives."""
-        truths = [simulate(self._scene(index), WINDOW) for index in indices]
-        return collate([(render(t.scene, t.positions), t) for t in truths])
+        return collate([self._window(index) for index in indices])
 
-    def _scene(self, index: int) -> Scene:
+    def _window(self, index: int) -> Shown:
         scene = sample_scene("train", index, "free")
-        scales = np.random.default_rng(rng_for("train", index).integers(2**63)).uniform(
-            0, self.fastest, len(scene.shapes)
-        )
-        shapes = zip(scene.shapes, scales, strict=True)
-        return replace(scene, shapes=tuple(replace(s, velocity=_scaled(s.velocity, k)) for s, k in shapes))
+        rng = np.random.default_rng(rng_for("train", index).integers(2**63))  # apart from the scene's own stream
+        factors = rng.uniform(0, self.fastest, len(scene.shapes))
+        truth = simulate(_paced(scene, factors), WINDOW)
+        softness, roughness = (_half_the_time(rng, most) for most in (self.softest, self.roughest))
+        frames = render(scene, truth.positions + rng.normal(0, roughness, truth.positions.shape))
+        return Shown(blurred(frames, softness), truth, softness, roughness)
 
 
-def _scaled(velocity: tuple[float, float], factor: float) -> tuple[float, float]:
-    return velocity[0] * factor, velocity[1] * factor
+def _paced(scene: Scene, factors: NDArray[np.float64]) -> Scene:
+    """The scene with each shape's velocity multiplied."""
+    shapes = ((s, float(k)) for s, k in zip(scene.shapes, factors, strict=True))
+    return replace(scene, shapes=tuple(replace(s, velocity=(k * s.velocity[0], k * s.velocity[1])) for s, k in shapes))
 
 
-def collate(clips: Sequence[tuple[np.ndarray, Truth]]) -> Window:
-    """Frames and truths of windows as one batch."""
-    frames, truths = zip(*clips, strict=True)
-    states = [true_state(truth) for truth in truths]
-    return Window(video_to_tensor(np.stack(frames)), State(*(torch.stack(part) for part in zip(*states, strict=True))))
+def _half_the_time(rng: np.random.Generator, most: float) -> float:
+    """A number up to ``most``, or 0."""
+    return float(rng.uniform(0, most)) * int(rng.integers(2))
 
 
-def true_state(truth: Truth) -> State:
-    """What a window of WINDOW frames shows: [hues, ...], 0 for a hue that is not there."""
+def blurred(frames: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
+    """Frames [frames, height, width, 3] through a Gaussian of this standard deviation in px."""
+    return ndimage.gaussian_filter(frames, (0, width, width, 0)) if width else frames
+
+
+class Shown(NamedTuple):
+    """Frames [WINDOW, 64, 64, 3], what truly happens in them, and in what condition they are."""
+
+    frames: NDArray[np.uint8]
+    truth: Truth
+    softness: float = 0.0
+    roughness: float = 0.0
+
+
+def collate(shown: Sequence[Shown]) -> Window:
+    """Windows as one batch."""
+    states = zip(*(true_state(one) for one in shown), strict=True)
+    return Window(video_to_tensor(np.stack([one.frames for one in shown])), State(*(torch.stack(s) for s in states)))
+
+
+def true_state(shown: Shown) -> State:
+    """What a window shows: [hues, ...], 0 for a hue that is not there."""
+    truth, count = shown.truth, len(HUES)
     state = State(
-        torch.zeros(len(HUES)),
-        torch.zeros(len(HUES), len(PATH), 2),
-        torch.zeros(len(HUES), 2),
-        torch.zeros(len(HUES)),
-        torch.zeros(len(HUES)),
-        torch.zeros(len(HUES), len(SHAPES)),
+        torch.zeros(count),
+        torch.zeros(count, 2),
+        torch.zeros(count, 2),
+        torch.zeros(count),
+        torch.zeros(count),
+        torch.zeros(count, len(SHAPES)),
+        torch.tensor(shown.softness),
+        torch.tensor(shown.roughness),
     )
     for i, shape in enumerate(truth.scene.shapes):
         hue = list(HUES).index(shape.hue)
         state.presence[hue], state.radius[hue] = 1.0, shape.radius
-        state.path[hue] = torch.from_numpy(truth.positions[i, list(PATH)])
-        state.velocity[hue] = torch.from_numpy(truth.velocities[i, STEP // 2])
+        state.position[hue] = torch.from_numpy(truth.positions[i, MIDDLE])
+        state.velocity[hue] = torch.from_numpy(truth.velocities[i, MIDDLE])
         state.speed[hue] = float(truth.speeds[i].mean())
         state.shape[hue, SHAPES.index(shape.shape)] = 1.0
     return state
@@ -117,7 +148,7 @@ def whole_clip(split: str, index: int) -> Window:
     """The WINDOWS_OF_A_CLIP windows of one clip; neighbours share a frame."""
     clip = make_clip(split, index, 1 + WINDOWS_OF_A_CLIP * STEP)
     spans = [slice(start, start + WINDOW) for start in range(0, WINDOWS_OF_A_CLIP * STEP, STEP)]
-    return collate([(clip.frames[span], _part(clip.truth, span)) for span in spans])
+    return collate([Shown(clip.frames[span], _part(clip.truth, span)) for span in spans])
 
 
 def _part(truth: Truth, span: slice) -> Truth:
@@ -136,27 +167,23 @@ class StateEncoderStage(PlainStage):
 
     def __post_init__(self) -> None:
         self.players = {"encoder": Player("encoder", self.encoder, self.config.optimizer)}
-        self.dataset = StateWindows(self.config.fastest)
+        self.dataset = StateWindows(self.config.fastest, self.config.softest, self.config.roughest)
 
     def turns(self, step: int) -> Sequence[str]:
         """One update a step."""
         return ("encoder",)
 
     def loss(self, turn: Turn, batch: Window, noise: torch.Generator) -> Loss:
-        """Cross-entropy of presence and of the present objects' shapes, and squared errors of the rest of their state.
-
-        Positions count in units of a quarter of the picture, radii in their spread, speeds in px a frame.
-        """
+        """Cross-entropy of presence and of the present objects' shapes, and squared errors of all else, by SCALES."""
         found, true = self.encoder.state(batch.frames.to(self.encoder.device)), _to(batch.state, self.encoder.device)
         there = true.presence > 0
         errors = {
             "presence": F.binary_cross_entropy_with_logits(found.presence, true.presence),
-            "path": ((found.path - true.path)[there] / REACH).square().mean(),
-            "velocity": (found.velocity - true.velocity)[there].square().mean(),
-            "speed": (found.speed - true.speed)[there].square().mean(),
-            "radius": ((found.radius - true.radius)[there] / RADIUS_SPREAD).square().mean(),
             "shape": F.cross_entropy(found.shape[there], true.shape[there]),
         }
+        for name, (_, spread) in SCALES.items():
+            error = (getattr(found, name) - getattr(true, name)) / spread
+            errors[name] = (error[there] if error.shape[:2] == there.shape else error).square().mean()
         return Loss(torch.stack(list(errors.values())).sum(), {name: float(e.detach()) for name, e in errors.items()})
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
@@ -168,10 +195,10 @@ class StateEncoderStage(PlainStage):
         return list(held_out_windows(self.config.validation))
 
     def export(self, folder: Path) -> Path:
-        """Save the averaged encoder, its features of mean 0 and variance 1 over true clips."""
+        """Save the averaged encoder, its features white over true clips."""
         with self.players["encoder"].averaged():
             clips = (whole_clip("train", index).frames for index in range(STATISTICS_CLIPS))
-            self.encoder.standardise([frames.to(self.encoder.device) for frames in clips])
+            self.encoder.whiten([frames.to(self.encoder.device) for frames in clips])
             save_component(self.encoder, folder / PART)
         return folder / PART
 
@@ -190,7 +217,7 @@ def scores(encoder: StateEncoder, batches: Sequence[Window]) -> dict[str, float]
     found, true = (State(*(torch.cat(part) for part in zip(*side, strict=True))) for side in zip(*parts, strict=True))
     there = true.presence > 0
     result = {"presence": float(((found.presence > 0) == there).float().mean())}
-    for name in ("path", "velocity", "speed", "radius"):
+    for name in ("position", "velocity", "speed", "radius"):
         a, b = getattr(found, name)[there], getattr(true, name)[there]
         result[f"{name}_r2"] = float(1 - (a - b).square().sum() / (b - b.mean(0)).square().sum())
         result[f"{name}_error"] = float(((a - b).norm(dim=-1) if a.ndim > 1 else (a - b).abs()).mean())
