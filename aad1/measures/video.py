@@ -30,7 +30,8 @@ from aad1.measures.world import NOT_APPLICABLE, Measure, Pair
 
 FASTEST = 0.05  # of the pixels, as in VBench's dynamic degree
 STILL_FASTEST = 0.1  # px a frame of the (reduced) picture: grain and compression of a still picture stay below it
-FLOW_WINDOW = 32  # pairs of frames whose flow is held at once
+COHERENT = 8  # steps over which a pixel's flow is averaged for that: what grain seems to move goes back and forth
+FLOW_WINDOW = 4 * COHERENT  # pairs of frames whose flow is held at once
 FEWEST = 8  # frames that quarters and slopes need
 DYNAMIC_FPS, DYNAMIC_FRAMES = 8, 4  # of fewer frames VBench's rule asks no motion at all
 
@@ -161,7 +162,7 @@ class Movement:
 
 
 def movement(frames: NDArray[np.uint8], fps: float) -> Movement:
-    """A clip stands still when the fastest 5 % of its pixels move by less than .1 px a frame on average.
+    """A clip stands still when the fastest 5 % of its pixels move by less than .1 px a frame, on average.
 
     So a small moving shape on a large still picture counts as motion; grain, compression, and a still picture that
     grows brighter do not. Without OpenCV the change of pixels decides (``is_static``).
@@ -176,17 +177,26 @@ def movement(frames: NDArray[np.uint8], fps: float) -> Movement:
 
 
 def _flow(frames: NDArray[np.uint8]) -> tuple[Series, Series, int]:
-    """Mean flow and that of the fastest 5 % of pixels, [frames - 1] px of the (reduced) picture; its short side."""
+    """Of each step in px of the (reduced) picture, [frames - 1]: mean flow, and that of the fastest 5 % of pixels, each
+    averaged over COHERENT steps; and the picture's short side.
+    """
     mean, fastest, side = list[Series](), list[Series](), 0
     for start in range(0, len(frames) - 1, FLOW_WINDOW):
         fields = flow_fields(frames[start : start + FLOW_WINDOW + 1])
         side = min(fields.shape[1:3])
-        lengths = np.hypot(fields[..., 0], fields[..., 1]).reshape(len(fields), -1)
-        few = max(1, int(FASTEST * lengths.shape[1]))
-        mean.append(lengths.mean(axis=1, dtype=np.float64))
-        fastest.append(np.partition(lengths, -few, axis=1)[:, -few:].mean(axis=1, dtype=np.float64))
+        mean.append(_lengths(fields).mean(axis=1, dtype=np.float64))
+        for part in range(0, len(fields), COHERENT):
+            steps = fields[part : part + COHERENT]
+            lengths = _lengths(steps.mean(axis=0, keepdims=True))[0]
+            few = max(1, int(FASTEST * lengths.size))
+            fastest.append(np.full(len(steps), np.partition(lengths, -few)[-few:].mean(dtype=np.float64)))
     found = np.concatenate(mean)
     return np.where(found < STILL_FLOW, 0.0, found), np.concatenate(fastest), side
+
+
+def _lengths(fields: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Magnitudes of [steps, height, width, 2], [steps, pixels]."""
+    return np.asarray(np.hypot(fields[..., 0], fields[..., 1])).reshape(len(fields), -1)
 
 
 def _motion(frames: NDArray[np.uint8], fps: float, moved: Movement) -> Found:
