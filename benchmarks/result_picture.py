@@ -18,7 +18,7 @@ from aad1.streaming import load_student
 from aad1.workspace import DISTILLATION
 
 LABELS = {"ode_init": "I  ODE init", "dmd_warmup": "II  DMD warm-up", "adversarial": "III  adversarial"}
-SCALE, MARGIN, LABEL_WIDTH = 2, 4, 120
+SCALE, MARGIN, LABEL_WIDTH = 2, 4, 130
 
 
 def main() -> None:

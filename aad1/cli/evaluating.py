@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from aad1.cli.options import Device, ModelName, RecipeName, recipe_of, refuse, say
+from aad1.cli.options import Device, ModelName, RecipeName, named_folders, recipe_of, refuse, say
 from aad1.errors import UserError, nearest
 from aad1.evaluation import sources
 from aad1.evaluation.comparison import compare, one_table, read_reports
@@ -85,9 +85,9 @@ class EvaluateWorld:
             yield self._row(name, folder, recipe)
         for run in self.runs:
             yield from self._stages(run, folder)
-        for name, place in _pairs("--students", self.students):
+        for name, place in named_folders(self.students):
             yield sources.student(name, folder, place, self.seed)
-        for name, place in _pairs("--videos", self.videos):
+        for name, place in named_folders(self.videos):
             yield sources.videos(name, place)
 
     def _row(self, name: str, folder: WanFolder, recipe: Recipe) -> Source:
@@ -138,7 +138,7 @@ class Compare:
     def run(self, extra: Sequence[str]) -> None:
         """Read, compare, write, and say where to look."""
         refuse(extra, type(self))
-        pairs = list(_pairs("report", self.reports))
+        pairs = list(named_folders(self.reports))
         places = dict(pairs)
         if len(places) < len(pairs):
             raise UserError("two reports have the same name; tell them apart: aad1 compare NAME=FOLDER NAME=FOLDER")
@@ -147,14 +147,3 @@ class Compare:
         write_atomic(self.out / ONE_TABLE, one_table(report).encode())
         finish(report, self.out, self.shown)
         say(f"the one table is in {self.out / ONE_TABLE}")
-
-
-def _pairs(option: str, words: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """NAME=FOLDER; a folder alone is named by its own name."""
-    for word in words:
-        name, equals, place = word.partition("=")
-        path = Path(place if equals else word)
-        name = name if equals else path.name
-        if not name or "/" in name or name.startswith("."):
-            raise UserError(f"{option} {word}: '{name}' is no name for a row; give NAME=FOLDER")
-        yield name, path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from aad1.cli.evaluating import Shown, finish
-from aad1.cli.options import Device, DType, StudentName, dtype_of, refuse
+from aad1.cli.options import Device, DType, StudentName, dtype_of, named_folders, refuse, row_name
 from aad1.errors import UserError
 from aad1.evaluation.folder import FolderEvaluation, Videos, find_videos
 from aad1.evaluation.pictures import SUFFIX, make_videos, whole_chunks
@@ -75,7 +75,7 @@ class EvaluateFolder:
         """Make what is to be made, measure, write, and say where to look."""
         refuse(extra, type(self))
         self._refuse_contradictions()
-        folders = [find_videos(name, folder) for name, folder in _named(self.videos)]
+        folders = [find_videos(name, folder) for name, folder in named_folders(self.videos)]
         try:
             made = [self._made(self.model, self.images)] if self.model and self.images else []
             chunk = self.chunk_frames or (made[0].chunk_frames if made else None)
@@ -100,26 +100,10 @@ class EvaluateFolder:
             raise UserError(f"--grid_period {self.grid_period}; use 3 or a larger whole number")
 
     def _made(self, model: str, images: Path) -> Videos:
-        name = _row(self.name or Path(model).resolve().name, "--name")
+        name = row_name(self.name or Path(model).resolve().name, "--name")
         passes = self.passes if self.passes is None else check_passes(self.passes)
         student = load_student(model, student=self.student, device=self.device, dtype=dtype_of(self.dtype))
         hashed = weights_hash(model, self.student)
         batch = Batch(student, self.out / "videos" / name, SUFFIX, self.fps, 1, passes, None, hashed)
         seconds = whole_chunks(student, self.seconds, self.fps)
         return make_videos(name, batch, images, Item("", Path(), self.prompt or "", self.seed, seconds, self.size))
-
-
-def _named(words: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """NAME=FOLDER; a folder alone is named as it is."""
-    for word in words:
-        name, equals, place = word.partition("=")
-        if equals and not Path(word).exists():
-            yield _row(name, word), Path(place)
-        else:
-            yield _row(Path(word).resolve().name, word), Path(word)
-
-
-def _row(name: str, given: str) -> str:
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"{given}: '{name}' is no name for a row; give NAME=FOLDER")
-    return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,6 +45,21 @@ def out_of(out: Path | None, recipe: str) -> Path:
 def dtype_of(name: str | None) -> torch.dtype | None:
     """The type of weights that a command names, None for the device's usual one."""
     return DTYPES[name] if name else None
+
+
+def named_folders(words: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The row and the place of each NAME=FOLDER; a folder alone is a row of its own name."""
+    for word in words:
+        name, equals, place = word.partition("=")
+        given = bool(equals) and not Path(word).exists()
+        yield row_name(name if given else Path(word).resolve().name, word), Path(place if given else word)
+
+
+def row_name(name: str, given: str) -> str:
+    """A name for a table's row, which also names a folder; raises UserError when it cannot."""
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"{given}: '{name}' is no name for a row; give NAME=FOLDER")
+    return name
 
 
 def warm_up(student: Student, size: tuple[int, int] | None = None, passes: Sequence[float] | None = None) -> None:
