@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aad1.cli import main
 from aad1.errors import UserError
 from aad1.evaluation.comparison import compare, one_table, read_reports
 from aad1.evaluation.intervals import Interval
@@ -90,3 +91,18 @@ def test_one_table_has_a_line_a_protocol_and_measure(tmp_path: Path) -> None:
     assert "| protocol | measure | ideal | truth | before: student | after: student |" in lines
     assert "| short | rho | 1 | 1.00 [1.00, 1.00] | 1.20 [1.10, 1.30] | 0.90 [0.80, 1.00] |" in lines
     assert "| short | drift | 0 | 0.00 [0.00, 0.00] | N/A | N/A |" in lines
+
+
+def test_the_command_writes_a_page_and_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, student in (("one", 1.2), ("two", 0.9)):
+        write_report(report(student, clips=()), tmp_path / name)
+    words = ["compare", f"before={tmp_path / 'one'}", str(tmp_path / "two"), "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"index.html", "comparison.md", "report.json"}
+    assert "before: student" in (tmp_path / "out" / "comparison.md").read_text()
+    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "one")]) == 2
+    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 2
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "two reports have the same name" in first
+    assert "needs two reports" in second
+    assert "no report at" in second

@@ -128,6 +128,13 @@ def test_a_corruption_leaves_the_others_alone(name):
             assert low <= read(name, measure) <= high, measure
 
 
+ELSEWHERE = {"static", "dynamic", "heading", "speed"}  # frozen clips, mirrored and slowed ones: tests of their own
+
+
+def test_every_measure_is_moved_by_a_corruption():
+    assert set(MEASURE) - {measure for effect in EFFECTS.values() for measure in effect.moves} == ELSEWHERE
+
+
 def test_every_moved_measure_would_fail_on_the_truth():
     """The table can fail: no range of a moved measure holds the true clips' own reading."""
     for name, effect in EFFECTS.items():

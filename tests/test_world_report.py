@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aad1.cli import main
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS
 from aad1.errors import UserError
@@ -130,3 +131,42 @@ def test_protocols_are_chosen_by_name() -> None:
 def test_no_measure_is_left_out_of_the_files(once: Path) -> None:
     held = json.loads((once / "measured" / "truth-short.json").read_text())
     assert held["key"]["measures"]["names"] == list(MEASURE)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_writes_report_table_and_page(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(tiny_folder), "--rows", "truth", "frozen", "--clips", "2", "--protocols", "slow"]
+    assert main(["evaluate", "world", *words, "-o", str(tmp_path), "--device", "cpu"]) == 0
+    assert f"open {tmp_path / 'index.html'}" in capsys.readouterr().out
+    report = read_report(tmp_path)
+    assert report.models == ["truth", "frozen"]
+    assert report.made["command"].startswith("aad1 ")
+    assert "| rho | 1 | 1.00" in (tmp_path / "report.md").read_text()
+    assert "</html>" in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", "truht"], "there is no row 'truht'; did you mean 'truth'"),
+        (["--protocols", "sort"], "did you mean 'short'"),
+        (["--clips", "0"], "0 clips"),
+        (["--runs", "."], "has no finished stage"),
+        (["--students", "mine=."], "holds no student"),
+        (["--videos", "a/b=."], "is no name for a row"),
+        (["--videos", "mine=nowhere"], "nowhere is no folder"),
+        (["--showing.teacher.step", "3"], "did you mean 'steps'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], message: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "world", "--model", str(tiny_folder), "-o", str(tmp_path), *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
