@@ -15,9 +15,12 @@ from aad1.cli.options import Device, ModelName, RecipeName, named_folders, recip
 from aad1.errors import UserError, nearest
 from aad1.evaluation import sources
 from aad1.evaluation.comparison import compare, one_table, read_reports
+from aad1.evaluation.distribution import CLIPS
+from aad1.evaluation.diversity import SEEDS
 from aad1.evaluation.protocols import PROTOCOLS, USUAL, chosen
 from aad1.evaluation.publishing import SHOWN, TABLE, publish
 from aad1.evaluation.report import FILE, Report
+from aad1.evaluation.sets import IMAGES, SetEvaluation
 from aad1.evaluation.sources import Source
 from aad1.evaluation.world import CONTROLS
 from aad1.evaluation.world_report import WorldEvaluation
@@ -61,6 +64,14 @@ class EvaluateWorld:
     students: Annotated[Named, arg(help="students, by the folder of their weights")] = ()
     videos: Annotated[Named, arg(help="videos made before, named like test-determined-00000.mkv")] = ()
     protocols: Annotated[tuple[str, ...], arg(help=f"of {', '.join(PROTOCOLS)}")] = USUAL
+    distribution: Annotated[
+        int | None,
+        arg(help=f"also compare whole sets of so many clips, on features of a state encoder ({CLIPS} are wanted)"),
+    ] = None
+    diversity: Annotated[
+        int | None,
+        arg(help=f"also animate so many free images with {SEEDS} seeds each (such as {IMAGES})"),
+    ] = None
     clips: Annotated[int | None, arg(help="fewer clips a protocol than its own number, to try it out")] = None
     recipe: Annotated[RecipeName, arg(help="whose showing.teacher says how the teacher is sampled")] = "tiny"
     seed: Annotated[int, arg(help="of the noise: clip i has that of seed + i")] = 0
@@ -77,6 +88,10 @@ class EvaluateWorld:
         chunk = recipe.student.num_frames_per_block * geometry(folder.vae()).temporal
         command = shlex.join(["aad1", *sys.argv[1:]])
         report = WorldEvaluation(self.out, protocols, chunk).run(rows, "Evaluation on the embedded world", command)
+        if self.distribution is not None:
+            report = SetEvaluation(self.out, clips=self.distribution).with_distribution(report, rows)
+        if self.diversity is not None:
+            report = SetEvaluation(self.out, images=self.diversity).with_diversity(report, rows)
         finish(report, self.out, self.shown)
 
     def _sources(self, folder: WanFolder, recipe: Recipe) -> Iterator[Source]:

@@ -36,13 +36,14 @@ Named = Sequence[tuple[str, Clip]]
 @dataclass(frozen=True)
 class Source:
     """samples: one for each named clip of a protocol, in order; frames: the one length that it can make, if it is one;
-    key: what the samples depend on, beside the protocol.
+    key: what the samples depend on, beside the protocol; saved: it has what it has, other clips cannot be asked of it.
     """
 
     name: str
     samples: Callable[[Protocol, Named], Iterable[Sample | Lost]]
     key: Mapping[str, Any]
     frames: int | None = None
+    saved: bool = False
 
 
 def control(name: str) -> Source:
@@ -101,7 +102,7 @@ def videos(name: str, folder: Path) -> Source:
     if not found:
         raise UserError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
     facts = {name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in found.items()}
-    return Source(name, partial(_read_all, folder), {"videos": facts})
+    return Source(name, partial(_read_all, folder), {"videos": facts}, saved=True)
 
 
 def _is_video(path: Path) -> bool:
