@@ -41,7 +41,7 @@ def test_entropy_of_even_headings_is_three_bits_and_of_one_heading_none() -> Non
 
 def test_entropy_is_low_by_what_its_legend_says() -> None:
     drawn = np.random.default_rng(0).multinomial(50, np.full(8, 1 / 8), size=2000)
-    assert 3 - entropy(drawn).mean() == pytest.approx(5 / 50, rel=0.1)
+    assert 3 - entropy(drawn.astype(float)).mean() == pytest.approx(5 / 50, rel=0.1)
 
 
 def test_headings_are_counted_by_octant_and_unknown_ones_nowhere() -> None:
@@ -119,7 +119,8 @@ def test_the_worlds_own_futures_are_diverse() -> None:
     assert bits > 2.7
     assert angle == pytest.approx(90, abs=12)
     assert distance > 15
-    assert found.curve[0] == (0.0, pytest.approx(0.0, abs=0.01))
+    assert found.curve[0][0] == 0
+    assert found.curve[0][1] == pytest.approx(0.0, abs=0.01)
     assert found.curve[-1][0] == 2.0
     assert not found.missing
 

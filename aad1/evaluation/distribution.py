@@ -43,7 +43,7 @@ COLUMNS = (
         "mmd",
         "MMD",
         "0",
-        f"{MMD_SCALE} times the unbiased squared MMD (KID's cubic kernel) to true clips on the same features",
+        f"{MMD_SCALE} times the unbiased squared MMD (Gaussian kernel) to true clips on the same features",
     ),
 )
 NOTE = "FD and MMD: [95 % delete-a-group jackknife interval over clips]; features of the bundled state encoder."
