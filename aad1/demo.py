@@ -31,7 +31,6 @@ from aad1.evaluation.protocols import PROTOCOLS, Protocol
 from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import Report
 from aad1.evaluation.sources import Source
-from aad1.evaluation.world import CONTROLS
 from aad1.evaluation.world_report import WorldEvaluation
 from aad1.files import write_atomic
 from aad1.models.vae import geometry
@@ -165,15 +164,10 @@ class Demo:
         return self._evaluation.run(rows, "The demo's stages on the embedded world")
 
     def _source(self, name: str) -> Source:
-        recipe, folder = self.recipe, self.assembly.folder
-        if name in CONTROLS:
-            return sources.control(name)
-        if name == "truth_vae":
-            return sources.through_vae(folder)
-        if name == "teacher":
-            sampling, frames = recipe.showing.teacher, recipe.data.frames
-            return sources.teacher(folder, sampling, recipe.negative_prompt, frames, recipe.seed)
-        return sources.student(name, folder, self.assembly.workspace.student(name), recipe.seed)
+        folder, seed = self.assembly.folder, self.recipe.seed
+        if name in DISTILLATION:
+            return sources.student(name, folder, self.assembly.workspace.student(name), seed)
+        return sources.beside(name, folder, self.recipe, seed)
 
     # --- results -------------------------------------------------------------------------------
 

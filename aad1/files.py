@@ -14,7 +14,8 @@ from aad1.errors import UserError
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside, flush to the disk, rename: ``path`` is the old file or the whole new one, never half.
 
-    Its folder is made if there is none. Raises UserError when the disk is full or the place is not writable; nothing is left behind then.
+    Its folder is made if there is none. Raises UserError when the disk is full or the place is not writable; nothing is
+    left behind then.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with write_errors(path):

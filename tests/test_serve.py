@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import CLIP, PICTURE, Client, RunningServer, decode, running, start, talk
 
-from aad1.cli import Serve, main
+from aad1.cli import main
+from aad1.cli.serving import Serve
 from aad1.data.media import read_metadata
 from aad1.errors import UserError
 from aad1.serve.codecs import CODECS

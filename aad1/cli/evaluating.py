@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from aad1.cli.options import Device, ModelName, RecipeName, named_folders, recipe_of, refuse, say
-from aad1.errors import UserError, nearest
+from aad1.errors import UserError
 from aad1.evaluation import sources
 from aad1.evaluation.comparison import compare, one_table, read_reports
 from aad1.evaluation.distribution import CLIPS
@@ -22,7 +22,6 @@ from aad1.evaluation.publishing import SHOWN, TABLE, publish
 from aad1.evaluation.report import FILE, Report
 from aad1.evaluation.sets import IMAGES, SetEvaluation
 from aad1.evaluation.sources import Source
-from aad1.evaluation.world import CONTROLS
 from aad1.evaluation.world_report import WorldEvaluation
 from aad1.files import write_atomic
 from aad1.models.checkpoint_io import WanFolder, open_folder
@@ -32,8 +31,7 @@ from aad1.runtime import pick_device
 from aad1.streaming import STUDENT
 from aad1.workspace import DISTILLATION, Workspace, model_path
 
-BESIDE = ("truth", "truth_vae", "frozen", "constant_velocity", "teacher")  # what every model is shown beside
-ROWS = (*BESIDE, STUDENT)
+ROWS = (*sources.BESIDE, STUDENT)
 ONE_TABLE = "comparison.md"
 FEW = 5  # lines of what is missing that are printed; the report has them all
 
@@ -96,7 +94,7 @@ class EvaluateWorld:
 
     def _sources(self, folder: WanFolder, recipe: Recipe) -> Iterator[Source]:
         others = bool(self.runs or self.students or self.videos)
-        for name in self.rows if self.rows is not None else BESIDE if others else ROWS:
+        for name in self.rows if self.rows is not None else sources.BESIDE if others else ROWS:
             yield self._row(name, folder, recipe)
         for run in self.runs:
             yield from self._stages(run, folder)
@@ -106,16 +104,9 @@ class EvaluateWorld:
             yield sources.videos(name, place)
 
     def _row(self, name: str, folder: WanFolder, recipe: Recipe) -> Source:
-        if name in CONTROLS:
-            return sources.control(name)
-        if name == "truth_vae":
-            return sources.through_vae(folder)
-        if name == "teacher":
-            sampling, frames = recipe.showing.teacher, recipe.data.frames
-            return sources.teacher(folder, sampling, recipe.negative_prompt, frames, self.seed)
         if name == STUDENT:
             return sources.student(STUDENT, folder, folder.path / STUDENT, self.seed)
-        raise UserError(f"there is no row '{name}'{nearest(name, ROWS)}")
+        return sources.beside(name, folder, recipe, self.seed)
 
     def _stages(self, run: Path, folder: WanFolder) -> Iterator[Source]:
         """The students of a run's stages; several runs are told apart by their folders' names."""

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 from aad1.data.clips import VIDEO_SUFFIXES, ClipError, read_whole
 from aad1.data.world import FPS, SIZE, Clip
-from aad1.errors import UserError
+from aad1.errors import UserError, nearest
 from aad1.evaluation.models import student_samples, teacher_samples, vae_samples
 from aad1.evaluation.protocols import Protocol
 from aad1.evaluation.world import CONTROLS, Sample
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import WanFolder, folder_hash
+from aad1.recipe import Recipe
 from aad1.teacher_sampling import TeacherSampling
 
+BESIDE = ("truth", "truth_vae", "frozen", "constant_velocity", "teacher")  # what models are shown beside
 RATE_TOLERANCE = 0.01  # frames a second
 
 
@@ -44,6 +46,17 @@ class Source:
     key: Mapping[str, Any]
     frames: int | None = None
     saved: bool = False
+
+
+def beside(name: str, folder: WanFolder, recipe: Recipe, seed: int = 0) -> Source:
+    """One of BESIDE; the recipe says how a teacher is sampled. Raises UserError for another name."""
+    if name in CONTROLS:
+        return control(name)
+    if name == "truth_vae":
+        return through_vae(folder)
+    if name == "teacher":
+        return teacher(folder, recipe.showing.teacher, recipe.negative_prompt, recipe.data.frames, seed)
+    raise UserError(f"there is no row '{name}'{nearest(name, BESIDE)}")
 
 
 def control(name: str) -> Source:
