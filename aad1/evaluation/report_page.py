@@ -53,7 +53,7 @@ def render(report: Report, reel: Reel) -> str:
         "title": escape(report.title),
         "kind": escape(KINDS[report.kind]),
         "missing": _missing([*report.missing, *reel.lost]),
-        "tables": "".join(_table(report.columns, t, styles, not i) for i, t in enumerate(report.tables)),
+        "tables": "".join(_table(report.columns, t, styles, t is _largest(report.tables)) for t in report.tables),
         "notes": listed(report.notes),
         "toggles": "".join(_toggle(number, name, styles[name]) for number, name in enumerate(report.models)),
         "charts": "".join(_chart(curves, styles) for curves in report.curves),
@@ -102,6 +102,11 @@ def _table(columns: Sequence[Column], table: Table, styles: Mapping[str, str], o
         f"<details class='table'{' open' if opened else ''}><summary>{escape(table.title)}{_counts(table)}</summary>"
         f"{measures_table(columns, table, styles=styles)}{beneath}</details>"
     )
+
+
+def _largest(tables: Sequence[Table]) -> Table:
+    """The first of those with the most clips."""
+    return max(tables, key=lambda table: max(table.clips.values(), default=0))
 
 
 def _counts(table: Table) -> str:
