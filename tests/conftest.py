@@ -8,11 +8,13 @@ import shutil
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browsing import started_browser
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
@@ -85,3 +87,10 @@ def tiny_folder(
         path, transformer=build_tiny_transformer(), vae=tiny_vae, tokenizer=tokenizer, text_encoder=encoder
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser, or a skip that says what is missing."""
+    with started_browser() as started:
+        yield started

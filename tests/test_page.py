@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from browsing import Visitor
 from PIL import Image
 from serving import CLIP, RunningServer, decode, png, running
 
@@ -24,11 +22,6 @@ from aad1.serve.fragments import FragmentedMp4
 from aad1.serve.server import SAMPLES
 from aad1.streaming import Student, load_student
 
-CHROMIUM = shutil.which("chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
-
-PATIENCE = 60  # seconds that a test waits for something to happen
 FIRST, OTHER = (make_clip("test", index, 1).caption for index in (0, 1))
 # Playwright's own waiting compiles text in the page, which the page's policy forbids; so we ask again and again.
 PICTURE_IS_THERE = "document.querySelector('#picture').naturalWidth && document.querySelector('#prompt').value"
@@ -49,31 +42,8 @@ def server(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield started
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Visitor:
-    """Somebody at the page; notes every complaint of the browser and every host that is asked."""
-
-    def __init__(self, page: Any) -> None:
-        self.page, self.complaints, self.hosts = page, list[str](), set[str]()
-        page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
-        page.on("websocket", lambda socket: self.hosts.add(urlsplit(socket.url).netloc))
-
-    def until(self, expression: str) -> Any:
-        """Wait until an expression of the page is true."""
-        end = time.monotonic() + PATIENCE
-        while not (value := self.page.evaluate(expression)):
-            assert time.monotonic() < end, f"never true: {expression}\n{self.page.inner_text('main')}"
-            self.page.wait_for_timeout(30)
-        return value
+class Guest(Visitor):
+    """Somebody at the server's page."""
 
     def state(self, name: str) -> None:
         self.until(f"document.body.dataset.state === '{name}'")
@@ -81,25 +51,17 @@ class Visitor:
     def plays(self, seconds: float) -> None:
         self.until(f"document.querySelector('video').currentTime > {seconds}")
 
-    def text(self, selector: str) -> str:
-        return self.page.inner_text(selector)
-
     def stop(self) -> None:
         self.page.click("#stop")
         self.state("ended")
 
-    def download(self) -> bytes:
-        with self.page.expect_download() as download:
-            self.page.click("#download")
-        return Path(download.value.path()).read_bytes()
-
 
 @contextmanager
-def visiting(browser: Any, server: RunningServer, ready: str = PICTURE_IS_THERE, **options: Any) -> Iterator[Visitor]:
+def visiting(browser: Any, server: RunningServer, ready: str = PICTURE_IS_THERE, **options: Any) -> Iterator[Guest]:
     """A fresh visit to the page."""
     context = browser.new_context(**options)
     try:
-        visitor = Visitor(context.new_page())
+        visitor = Guest(context.new_page())
         visitor.page.goto(server.url)
         visitor.until(ready)
         yield visitor

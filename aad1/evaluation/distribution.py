@@ -153,17 +153,33 @@ def compare(banks: Mapping[str, FeatureBank], reference: FeatureBank) -> Distrib
     lines: dict[str, list[tuple[float, float | None]]] = {}
     missing = []
     for name, bank in banks.items():
+        rows[name] = dict.fromkeys(column.name for column in COLUMNS)
         try:
-            far, apart = (distance(bank.features, reference.features) for distance in (frechet, mmd))
-            rows[name] = {"frechet": _interval(far), "mmd": _interval(apart, MMD_SCALE)}
+            features, true = bank.features, reference.features
+            rows[name]["mmd"] = _interval(mmd(features, true), MMD_SCALE)
+            far = _frechet(features, true)
+            rows[name]["frechet"] = _interval(far)
             lines[name] = [((i + 1) * STEP / FPS, float(value)) for i, value in enumerate(far.windows)]
         except UserError as error:
-            rows[name] = {column.name: None for column in COLUMNS}
-            missing.append(f"FD and MMD of {name}: {error}")
+            missing.append(f"{' and '.join(_unknown(rows[name]))} of {name}: {error}")
     curves = Curves("Distance to the truth over time", "seconds", "FD", lines)
     small = min((len(b) for b in (*banks.values(), reference)), default=0)
     notes = (NOTE, *((too_few(small),) if small < CLIPS else ()))
     return Distribution(rows, {name: len(bank) for name, bank in banks.items()}, curves, notes, tuple(missing))
+
+
+def _frechet(features: Features, reference: Features) -> Estimate:
+    """Raises UserError where either side has fewer clips than features: covariances are then singular, and the bias
+    is most of the distance and not to be known.
+    """
+    count, least = min(len(features), len(reference)), features.shape[-1]
+    if count < least:
+        raise UserError(f"{count} clips have no covariance of {least} features; give at least {least}, better {CLIPS}")
+    return frechet(features, reference)
+
+
+def _unknown(row: Mapping[str, Interval | None]) -> list[str]:
+    return [column.label for column in COLUMNS if row[column.name] is None]
 
 
 def too_few(count: int) -> str:

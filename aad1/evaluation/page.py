@@ -99,12 +99,21 @@ def _scene(panels: Panels, row: int) -> str:
 
 
 def charts(metrics: Mapping[str, Metrics]) -> list[str]:
-    """Motion over all stages, then each stage's own curves, as figures."""
+    """What held-out clips look like over all stages, then each stage's own curves, as figures."""
     return [
         figure(
-            _motion(metrics),
+            _held_out("Motion: rho and kappa", metrics, ("rho", "kappa"), ideal=1.0),
             "Motion of held-out rollouts while training: rho is their speed over the truth's, kappa what is left "
             "of it at the end of a clip. Both should reach 1.",
+        ),
+        figure(
+            _held_out("Brightness and colour", metrics, ("luma_slope", "saturation_slope"), ideal=0.0),
+            "How brightness (first line) and saturation (second) change along a rollout, per 100 frames, beyond the "
+            "real clips'. Away from 0 the picture drifts.",
+        ),
+        figure(
+            _held_out("Grid of tokens", metrics, ("grid",), ideal=1.0),
+            "Edges at the period of a token over those of the real clips. Far above 1 a grid can be seen.",
         ),
         figure(
             _stage("Stage I: regression loss", metrics, "ode_init", {"generator/loss": "loss"}),
@@ -132,10 +141,10 @@ def _stage(
     return Chart(title, lines, [(0, "0"), (last, f"{last:g} steps")], ideal=ideal)
 
 
-def _motion(metrics: Mapping[str, Metrics]) -> Chart:
-    """rho and kappa over the three stages, each stage a third of the width whatever its number of steps."""
+def _held_out(title: str, metrics: Mapping[str, Metrics], keys: Sequence[str], ideal: float) -> Chart:
+    """Held-out measures over the three stages, each stage a third of the width whatever its number of steps."""
     lines = []
-    for key, style in (("rho", "first"), ("kappa", "second")):
+    for key, style in zip(keys, ("first", "second"), strict=False):
         points = []
         for place, stage in enumerate(DISTILLATION):
             rows = metrics.get(stage, ())
@@ -147,7 +156,7 @@ def _motion(metrics: Mapping[str, Metrics]) -> Chart:
         *((i + 0.5, f"stage {NUMERALS[stage]}") for i, stage in enumerate(DISTILLATION)),
         (len(DISTILLATION), ""),
     ]
-    return Chart("Motion: rho and kappa", lines, marks, walls=range(1, len(DISTILLATION)), ideal=1.0)
+    return Chart(title, lines, marks, walls=range(1, len(DISTILLATION)), ideal=ideal)
 
 
 # --- table ------------------------------------------------------------------------------------
