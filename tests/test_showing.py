@@ -1,4 +1,4 @@
-"""What held-out samples say of motion where there is no truth to compare with."""
+"""What held-out samples say of motion where there is no truth to compare with, and of how pictures change."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from aad1.data.world import make_clip
-from aad1.stages.showing import Showing
+from aad1.stages.showing import Showing, looks
 
 Frames = NDArray[np.uint8]
 LENGTH = 33
+PERIOD = 16  # px: two latent pixels of eight
 
 
 @cache
@@ -53,3 +54,36 @@ def test_frozen_clips_have_no_motion() -> None:
 
 def test_twice_the_speed_is_twice_the_motion() -> None:
     assert measured(real_clips()[:, ::2])["rho"] == pytest.approx(2, abs=0.5)
+
+
+def looks_of(made: Frames) -> dict[str, float]:
+    return looks(made, real_clips(), PERIOD)
+
+
+def test_real_clips_look_like_real_clips() -> None:
+    assert looks_of(real_clips()) == {"luma_slope": 0, "saturation_slope": 0, "grid": 1}
+
+
+def test_a_picture_that_brightens_has_a_slope_of_brightness() -> None:
+    ramp = np.linspace(0, 25.5, LENGTH)[None, :, None, None, None]  # a tenth of the range over the clip
+    found = looks_of((real_clips() * 0.8 + ramp).round().astype(np.uint8))
+    assert found["luma_slope"] == pytest.approx(0.1 * 100 / (LENGTH - 1), abs=0.05)
+    assert abs(found["saturation_slope"]) < 0.05
+    assert found["grid"] == pytest.approx(1, abs=0.3)
+
+
+def test_colours_that_fade_have_a_slope_of_saturation() -> None:
+    grey = real_clips().mean(axis=-1, keepdims=True)
+    share = np.linspace(1, 0, LENGTH)[None, :, None, None, None]
+    found = looks_of((grey + share * (real_clips() - grey)).round().astype(np.uint8))
+    assert found["saturation_slope"] < -0.1
+    assert abs(found["luma_slope"]) < 0.05
+
+
+def test_a_grid_of_tokens_shows_and_a_small_picture_has_none() -> None:
+    printed = real_clips() * 0.9
+    printed[:, :, ::PERIOD] += 2
+    printed[:, :, :, ::PERIOD] += 2
+    assert looks_of(printed.round().astype(np.uint8))["grid"] > 2
+    small = real_clips()[:, :, :32, :32]
+    assert looks(small, small, PERIOD).keys() == {"luma_slope", "saturation_slope"}

@@ -1,13 +1,14 @@
 """Held-out samples during training: rolled out, decoded, measured, and left as a video to look at.
 
 Clips of the embedded world are measured against their truth; any other data by its motion relative to
-the real clips, since there is no truth to compare with.
+the real clips, since there is no truth to compare with. Brightness, colour and a grid of tokens are looked for in
+both, beside the real clips as the autoencoder gives them back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +25,13 @@ from aad1.data.prepare import parse_world_source
 from aad1.data.world import Truth, sample_scene, simulate
 from aad1.flow import Noise
 from aad1.limits import Count
-from aad1.measures.motion import MotionReport, measure_motion
+from aad1.measures.appearance import grid_peak
+from aad1.measures.motion import MotionReport, luma, measure_motion, saturation, slope_per_100
 from aad1.measures.reference import Reference
 from aad1.measures.world import measure_clip, pooled
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
-from aad1.models.vae import decode_video
+from aad1.models.vae import decode_video, geometry
 from aad1.rollout import roll_clip
 from aad1.stages.batches import noise_like
 from aad1.teacher_sampling import TeacherSampling, sample_teacher
@@ -63,22 +65,26 @@ class Showing:
         """Animate the held-out images with the student's own passes; truth above, student below."""
         image, text = self._latents[:, :, :1], self._text
         latents = roll_clip(generator, image, text, self._noise(1), levels=self.levels, renoise=_renoise())
-        return self._measure(latents, path, image_given=True)
+        return self._measure(latents, path, image_given=True, period=self._token_side(generator))
 
     def teacher(self, teacher: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Sample the held-out captions with the many-step teacher, and the images where the sampling gives them."""
         negative = self.text.embed([self.negative_prompt] * len(self._latents)).to(self.device)
         sampling, image = self.config.teacher, self._latents[:, :, :1]
         latents = sample_teacher(teacher, self._noise(0), self._text, negative, sampling, _renoise(), image)
-        return self._measure(latents, path, image_given=sampling.clean_image)
+        return self._measure(latents, path, image_given=sampling.clean_image, period=self._token_side(teacher))
 
-    def _measure(self, latents: Tensor, path: Path, image_given: bool) -> dict[str, float]:
+    def _token_side(self, transformer: CausalWanTransformer3DModel) -> int:
+        """Pixels along a side of a token, where a grid would show."""
+        return int(transformer.config.patch_size[-1]) * geometry(self.vae).spatial
+
+    def _measure(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
         made = self._decode(latents)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(path, [self._real, made], fps=self.store.manifest.fps)
-        if all(row["source"].startswith("world:") for row in self._rows):
-            return self._against_truth(made, image_given)
-        return self._against_real(made)
+        of_world = all(row["source"].startswith("world:") for row in self._rows)
+        measured = self._against_truth(made, image_given) if of_world else self._against_real(made)
+        return measured | looks(made, self._real, period)
 
     def _against_truth(self, made: NDArray[np.uint8], image_given: bool) -> dict[str, float]:
         truths = [world_truth(row["source"], made.shape[1]) for row in self._rows]
@@ -133,6 +139,29 @@ class Showing:
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         return np.concatenate([tensor_to_video(decode_video(self.vae, clip[None])) for clip in latents])
+
+
+def looks(made: NDArray[np.uint8], real: NDArray[np.uint8], period: int) -> dict[str, float]:
+    """How pictures change beside the real ones', uint8 [clips, frames, height, width, 3]; means over clips.
+
+    luma_slope, saturation_slope: per 100 frames, less the real clips' (0 ideal); grid: ``grid_peak`` at ``period`` px
+    over the real clips' (1 ideal), left out where a side holds too few periods. Real clips come from the autoencoder
+    as the made ones do, so what it adds itself counts on both sides.
+    """
+    found = {
+        "luma_slope": _mean_slope(luma, made) - _mean_slope(luma, real),
+        "saturation_slope": _mean_slope(saturation, made) - _mean_slope(saturation, real),
+        "grid": _mean_grid(made, period) / _mean_grid(real, period),
+    }
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _mean_slope(series: Callable[[NDArray[np.uint8]], NDArray[np.float64]], clips: NDArray[np.uint8]) -> float:
+    return float(np.mean([slope_per_100(series(clip)) for clip in clips]))
+
+
+def _mean_grid(clips: NDArray[np.uint8], period: int) -> float:
+    return float(np.mean([grid_peak(clip, period) for clip in clips]))
 
 
 def _renoise() -> Noise:
