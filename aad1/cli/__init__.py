@@ -21,11 +21,12 @@ from tyro.conf import arg, subcommand
 from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
-from aad1.cli.options import complain, say
+from aad1.cli.options import Group, complain, say
+from aad1.cli.preference import Preference
 from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Prepare, Train
-from aad1.cli.vbench import VBenchDoctor, VBenchExport, VBenchRun, VBenchScore
+from aad1.cli.vbench import VBench
 from aad1.errors import UserError, nearest
 from aad1.runtime import keep_freed_memory
 from aad1.training.loop import Interrupted
@@ -39,26 +40,14 @@ codes: 0 done, 1 a fault of ours, 2 a mistake that you can mend (one line says h
 
 
 @dataclass(frozen=True)
-class VBench:
-    """VBench-I2V through its official code, in an environment of your own: export, doctor, run, score."""
-
-    command: Annotated[
-        Annotated[VBenchExport, subcommand("export", prefix_name=False)]
-        | Annotated[VBenchDoctor, subcommand("doctor", prefix_name=False)]
-        | Annotated[VBenchRun, subcommand("run", prefix_name=False)]
-        | Annotated[VBenchScore, subcommand("score", prefix_name=False)],
-        arg(name=""),
-    ]
-
-
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Group):
     """Answer two questions about any model: is it good, and is its motion dying?"""
 
     command: Annotated[
         Annotated[EvaluateWorld, subcommand("world", prefix_name=False)]
         | Annotated[EvaluateFolder, subcommand("folder", prefix_name=False)]
-        | Annotated[VBench, subcommand("vbench", prefix_name=False)],
+        | Annotated[VBench, subcommand("vbench", prefix_name=False)]
+        | Annotated[Preference, subcommand("preference", prefix_name=False)],
         arg(name=""),
     ]
 
@@ -125,7 +114,7 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
         if stop.code:
             raise UserError(_unboxed(box.getvalue())) from None
         raise
-    while isinstance(command, Evaluate | VBench):
+    while isinstance(command, Group):
         command = command.command
     return command, extra
 

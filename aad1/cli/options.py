@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
@@ -30,6 +30,12 @@ Device = Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")]
 Compile = Annotated[bool, arg(help="torch.compile: a minute of warming up first, then faster chunks")]
 Install = Annotated[bool, arg(help="afterwards put the trained part into the Wan folder (--model)")]
+
+
+class Group:
+    """A command that is a choice of others: what was chosen is its field ``command``."""
+
+    command: Any
 
 
 def recipe_of(name: str, extra: Sequence[str], command: type) -> Recipe:

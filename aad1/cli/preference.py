@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from aad1.cli.options import named_folders, refuse, say
+from aad1.cli.options import Group, named_folders, refuse, say
 from aad1.errors import UserError, nearest
 from aad1.evaluation.contestants import contestants
 from aad1.evaluation.preference import KEY, PAGE, QUESTIONS, Plan, make_study, read_key
@@ -80,18 +80,14 @@ class PreferenceScore:
 
 
 @dataclass(frozen=True)
-class Preference:
+class Preference(Group):
     """Ask people: a blind A/B page, and what their answers say."""
 
-    what: Annotated[
+    command: Annotated[
         Annotated[PreferenceMake, subcommand("make", prefix_name=False)]
         | Annotated[PreferenceScore, subcommand("score", prefix_name=False)],
         arg(name=""),
     ]
-
-    def run(self, extra: Sequence[str]) -> None:
-        """Run the part that was chosen."""
-        self.what.run(extra)
 
 
 def asked(words: Sequence[str]) -> dict[str, str]:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, arg, subcommand
 
-from aad1.cli.options import Device, DType, ModelName, StudentName, dtype_of, refuse, say
+from aad1.cli.options import Device, DType, Group, ModelName, StudentName, dtype_of, refuse, say
 from aad1.errors import UserError
 from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import to_markdown
@@ -240,6 +240,19 @@ class VBenchScore:
             )
         parts: tuple[Path | None, ...] = self.segments or (None,) * len(self.results)
         return [score.Model(*each) for each in zip(labels, self.results, parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class VBench(Group):
+    """VBench-I2V through its official code, in an environment of your own: export, doctor, run, score."""
+
+    command: Annotated[
+        Annotated[VBenchExport, subcommand("export", prefix_name=False)]
+        | Annotated[VBenchDoctor, subcommand("doctor", prefix_name=False)]
+        | Annotated[VBenchRun, subcommand("run", prefix_name=False)]
+        | Annotated[VBenchScore, subcommand("score", prefix_name=False)],
+        arg(name=""),
+    ]
 
 
 def _label(folder: Path) -> str:
