@@ -24,7 +24,7 @@ from aad1.evaluation.distribution import (
     features_of,
     reference_clips,
 )
-from aad1.evaluation.world import CONTROLS, Sample
+from aad1.evaluation.world import Sample
 from aad1.measures.distribution import Estimate, frechet, frechet_distance, mmd
 from aad1.models.state_encoder import MIDDLE, WINDOW, StateEncoder, load_state_encoder
 from aad1.stages.state_encoder import (
@@ -166,8 +166,8 @@ def encoder() -> StateEncoder:
     return load_state_encoder()
 
 
-def clips(count: int = 32, first: int = 0) -> list[Clip]:
-    return [make_clip("test", index, 49) for index in range(first, first + count)]
+def clips(count: int, first: int = 0, frames: int = 33) -> list[Clip]:
+    return [make_clip("test", index, frames) for index in range(first, first + count)]
 
 
 def test_a_clip_is_cut_into_windows_that_share_a_frame() -> None:
@@ -203,43 +203,49 @@ def test_features_are_white(encoder: StateEncoder) -> None:
     found = np.concatenate([features_of(encoder, cut(clip.frames)) for clip in clips(64)])
     assert np.abs(found.mean(axis=0)).mean() < 0.2
     assert np.abs(np.corrcoef(found, rowvar=False) - np.eye(found.shape[1])).mean() < 0.15
-    assert (found.var(axis=0) < 1.5).all()
+    assert (found.var(axis=0) < 2).all()
 
 
 # --- rows --------------------------------------------------------------------------------------
 
 
 def test_rows_stand_beside_the_truths_own_and_say_when_clips_are_few(encoder: StateEncoder) -> None:
-    asked, other = clips(), clips(first=32)
+    asked, other = clips(64, 0, 17), clips(64, 64, 17)
     spoilt = {
-        "frozen": [Sample(CONTROLS["frozen"](c), c.truth) for c in asked],
         "half speed": [Sample(corruptions.half_speed(c), c.truth) for c in asked],
         "shuffled": [Sample(corruptions.shuffled_time(c), c.truth) for c in asked],
     }
     found = distribution_rows(spoilt, other, encoder)
     assert list(found.rows) == ["truth", *spoilt]
     assert all(set(row) == {column.name for column in COLUMNS} for row in found.rows.values())
-    floor = found.rows["truth"]
-    for name in spoilt:
-        row = found.rows[name]
-        assert row["frechet"].mean > floor["frechet"].mean  # type: ignore[union-attr]
-        assert row["mmd"].low > floor["mmd"].mean  # type: ignore[union-attr]
-        assert row["mmd"].low > 0  # type: ignore[union-attr]
-    assert any(f"over 32 clips ({CLIPS} are wanted" in note for note in found.notes)
+    for measure in ("frechet", "mmd"):
+        floor, half, shuffled = (row[measure] for row in found.rows.values())
+        assert floor is not None and half is not None and shuffled is not None  # noqa: PT018
+        assert floor.low < 0 < floor.high
+        assert floor.high < half.low < half.high < shuffled.low
+    assert any(f"over 64 clips ({CLIPS} are wanted" in note for note in found.notes)
     assert not found.missing
-    assert [x for x, _ in found.curves.lines["truth"]] == [1, 2, 3]
+    assert [x for x, _ in found.curves.lines["truth"]] == [1]
+
+
+def test_fewer_clips_than_features_have_no_frechet_distance(encoder: StateEncoder) -> None:
+    few = clips(6)
+    found = distribution_rows({"one": [Sample(c.frames, c.truth) for c in few]}, few, encoder)
+    assert found.rows["one"]["frechet"] is None
+    assert found.rows["one"]["mmd"] is not None
+    assert "FD of one: 6 clips have no covariance of 64 features; give at least 64, better 512" in found.missing
 
 
 def test_a_model_without_clips_is_missing_and_the_others_stay(encoder: StateEncoder) -> None:
     some = clips(4)
     found = distribution_rows({"one": [Sample(c.frames, c.truth) for c in some], "none": []}, some, encoder)
     assert found.rows["none"] == {"frechet": None, "mmd": None}
-    assert found.missing == ("FD and MMD of none: no clips to take features of; give at least 3, better 512",)
-    assert found.rows["one"]["frechet"] is not None
+    assert "FD and MMD of none: no clips to take features of; give at least 3, better 512" in found.missing
+    assert found.rows["one"]["mmd"] is not None
 
 
 def test_the_reference_is_of_clips_that_no_model_was_asked_for() -> None:
-    asked, other = clips(2), list(reference_clips(49, 2))
+    asked, other = clips(2), list(reference_clips(33, 2))
     assert len(other) == 2
     assert not {c.truth.scene for c in asked} & {c.truth.scene for c in other}
 
@@ -341,5 +347,5 @@ def test_clips_are_read_one_at_a_time(encoder: StateEncoder) -> None:
             gc.collect()
             assert sum(ref() is not None for ref in seen) <= 1
 
-    distribution_rows({"model": watched()}, islice(reference_clips(49, 3), 3), encoder)  # type: ignore[dict-item]
+    distribution_rows({"model": watched()}, islice(reference_clips(33, 3), 3), encoder)  # type: ignore[dict-item]
     assert len(seen) == 4
