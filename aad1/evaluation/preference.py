@@ -126,7 +126,7 @@ def read_key(path: Path) -> Key:
         raise UserError(
             f"no key at {file}: {error.strerror}; give what `aad1 evaluate preference make` wrote"
         ) from error
-    except (ValueError, LookupError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no key of a preference study; give the key.json beside its page") from error
     if given != FORMAT:
         raise UserError(f"{file} is a key of format {given}, this version reads format {FORMAT}; make the study again")
@@ -176,7 +176,7 @@ def _video(left: Take, right: Take, fit: bool) -> bytes:
     """Both sides in one MP4, a gap between them; raises ClipError for what cannot be read or does not match."""
     (a, rate), (b, other_rate) = _read(left), _read(right)
     if fit:
-        a, b = _fitted(a, b, rate, other_rate)
+        a, b, rate = _fitted(a, b, rate, other_rate)
     elif a.shape != b.shape or abs(rate - other_rate) > RATE_TOLERANCE:
         raise ClipError(
             right.path, f"{_facts(b, other_rate)}; {left.path} has {_facts(a, rate)} (--fit cuts and resizes)"
@@ -202,15 +202,22 @@ def _facts(frames: Frames, rate: float) -> str:
     return f"{count} frames of {width}x{height} at {rate:g} a second"
 
 
-def _fitted(a: Frames, b: Frames, rate: float, other_rate: float) -> tuple[Frames, Frames]:
-    """b at the rate of a, both as long as the shorter and as large as the smaller."""
-    if abs(rate - other_rate) > RATE_TOLERANCE:
-        places = np.arange(int((len(b) - 1) * rate / other_rate) + 1) * other_rate / rate
-        b = b[np.round(places).astype(int)]
+def _fitted(a: Frames, b: Frames, rate: float, other_rate: float) -> tuple[Frames, Frames, float]:
+    """Both at the higher rate, as long as the shorter and as large as the smaller."""
+    fps = max(rate, other_rate)
+    a, b = _retimed(a, rate, fps), _retimed(b, other_rate, fps)
     count = min(len(a), len(b))
     height, width = min((v.shape[1:3] for v in (a, b)), key=lambda size: size[0] * size[1])
     a, b = (np.stack([fit_image(frame, (height, width)) for frame in v[:count]]) for v in (a, b))
-    return a, b
+    return a, b, fps
+
+
+def _retimed(frames: Frames, rate: float, fps: float) -> Frames:
+    """For each time k / fps the frame that is shown then."""
+    if abs(rate - fps) <= RATE_TOLERANCE:
+        return frames
+    times = np.arange(int(len(frames) * fps / rate + 1e-6)) / fps
+    return frames[np.minimum((times * rate + 1e-6).astype(int), len(frames) - 1)]
 
 
 def _sized(frames: Frames) -> Frames:
