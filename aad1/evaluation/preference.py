@@ -37,7 +37,7 @@ PAGE, KEY = "index.html", "key.json"
 FORMAT = 1
 QUESTIONS = {
     "overall": "Which video is better overall?",
-    "motion": "Whose motion is better: lively, natural, as the sentence says?",
+    "motion": "Which moves better: naturally, without freezing or jitter?",
     "fidelity": "Which keeps its picture better: the same objects and colours, sharp to the end?",
 }
 GAP = 32  # px between the sides of a video, so that coding carries nothing across

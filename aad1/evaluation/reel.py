@@ -19,7 +19,7 @@ from aad1.progress import Progress
 
 BUDGET = 25_000_000  # characters of frames in a page
 SAMPLED = 3  # videos that the coding of all is chosen by
-PRIMARY = ("rho", "retention", "dynamic", "total")  # the measure whose worst clips are taken: the first that clips have
+PRIMARY = ("rho", "motion", "dynamic_degree")  # whose worst clips are taken: the first that clips have
 BOUNDS = (*CONTROLS, "truth_vae")  # rows to compare with: their worst clips are not looked for
 
 Place = tuple[str, str]  # protocol and name of a clip
