@@ -381,7 +381,9 @@ def test_of_steps_that_stand_there_twice_the_last_count(tmp_path: Path) -> None:
 
 def test_an_empty_log_and_a_missing_recipe_are_no_fault(tmp_path: Path) -> None:
     folder = write(tmp_path, "ode_init", [], done=False)
-    assert "empty" in named(diagnose(folder))
+    written = (folder / LOG).stat().st_mtime
+    assert named(diagnose(folder, written + 10))["empty"].severity is Severity.NOTE
+    assert named(diagnose(folder, written + 7200))["empty"].severity is Severity.WARNING
     folder = write(tmp_path / "other", "adversarial", made_up("adversarial"))
     (folder / RECIPE).unlink()
     assert named(diagnose(folder))["other-recipe"].severity is Severity.NOTE

@@ -37,7 +37,8 @@ def _readable(log: StageLog) -> Iterator[Finding]:
         advice = "make it readable, and ask again"
         yield Finding("unreadable", Severity.PROBLEM, log.stage, f"{where} cannot be read: {log.unreadable}", advice)
     elif not log.rows and not log.damaged:
-        severity = Severity.WARNING if log.exported or log.age < math.inf else Severity.NOTE
+        begins = log.running or math.isinf(log.age)  # the first step may take a critic's whole head start
+        severity = Severity.NOTE if begins and not log.exported else Severity.WARNING
         saw = f"{where} holds no step yet: the stage has begun, and logged nothing"
         yield Finding("empty", severity, log.stage, saw, "wait for its first step, or begin it anew")
     inside = [line for line in log.damaged if not (log.torn and line == log.damaged[-1])]
