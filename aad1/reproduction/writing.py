@@ -68,7 +68,7 @@ def to_markdown(experiment: Experiment, lines: Lines, made: str) -> str:
         given = f", seeds {', '.join(map(str, seeds))}" if seeds else ""
         parts += [f"{protocol.capitalize()}: {frames} frames, {clips} clips{given}.", ""]
         parts += [*_pooled(own, measures), "", *_by_seed(own, measures), ""]
-    return "\n".join([*parts, f"{LEGEND} {made}", "", ""])
+    return "\n".join([*parts, made, "", ""])
 
 
 def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> Iterator[str]:
