@@ -334,6 +334,13 @@ def test_a_run_that_stopped_is_told_from_one_that_runs(tmp_path: Path) -> None:
     assert "2 hours" in named(old)["stopped-early"].saw
 
 
+@pytest.mark.parametrize("stage", ROWS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 11])
+def test_a_few_steps_are_enough_to_look_at(stage: str, rows: int, tmp_path: Path) -> None:
+    log = [row | held_out(int(row["step"])) for row in made_up(stage)[:rows]]
+    assert not serious(diagnose(write(tmp_path, stage, log, done=False)))
+
+
 def test_a_shorter_run_that_was_exported_is_a_remark(tmp_path: Path) -> None:
     found = diagnose(write(tmp_path, "ode_init", made_up("ode_init", until=600)))
     assert not serious(found)

@@ -67,10 +67,9 @@ def _version(log: StageLog) -> Iterator[Finding]:
         saw = f"the log of {len(log.rows)} steps {lacks}: another version or another program wrote it"
         advice = "read it with the version that wrote it; what needs those numbers is left out here"
         yield Finding("other-version", Severity.WARNING, log.stage, saw, advice)
-    older = [name for name in NEWER if log.held_out("rho") and not log.held_out(name)]
-    if older:
-        count = len(log.held_out("rho"))
-        saw = f"the {count} evaluations have no {', '.join(older)}: what these would tell is not judged"
+    count = len(log.held_out("rho"))
+    if count and not any(log.held_out(name) for name in NEWER):
+        saw = f"the {count} evaluations have no {', '.join(NEWER)}: what these would tell is not judged"
         advice = "nothing for this run: a newer version logs them; `aad1 evaluate world` measures finished students"
         yield Finding("older-log", Severity.NOTE, log.stage, saw, advice)
     if log.strange and log.rows:
