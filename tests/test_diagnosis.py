@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from aad1.cli.doctor import BLOCKS, TROUBLE, Doctor, sparkline
+from aad1.cli import main
+from aad1.cli.doctor import BLOCKS, TROUBLE, sparkline
 from aad1.errors import UserError
 from aad1.evaluation.diagnosis.examine import Diagnosis, diagnose
 from aad1.evaluation.diagnosis.findings import Finding, Severity
@@ -446,7 +447,7 @@ def test_a_trend_is_a_line_and_how_sure_it_is() -> None:
 def test_the_command_groups_by_stage_and_draws_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for stage in ("ode_init", "dmd_warmup", "adversarial"):
         write(tmp_path, stage, made_up(stage))
-    Doctor(tmp_path).run([])
+    assert main(["doctor", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert [line.split(",")[0] for line in text.splitlines() if line.startswith("stage ")] == [
         "stage I (ode_init)",
@@ -461,9 +462,7 @@ def test_a_problem_has_its_own_exit_code_and_json_says_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path, "adversarial", made_up("adversarial", put(eval_rho=0.02, eval_kappa=math.nan)))
-    with pytest.raises(SystemExit) as stop:
-        Doctor(folder, json=True).run([])
-    assert stop.value.code == TROUBLE
+    assert main(["doctor", str(folder), "--json"]) == TROUBLE
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["worst"] == "problem"
     (stage,) = found["stages"]

@@ -1,6 +1,7 @@
 """The command line: making models, generating and serving with them, measuring them.
 
-Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 3 a run in trouble (doctor),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import tyro
 from tyro.conf import arg, subcommand
 
+from aad1.cli.doctor import Doctor
 from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
@@ -35,7 +37,8 @@ DESCRIPTION = """One-step streaming image-to-video, distilled: AAD-1.
 
 Begin with `aad1 demo`. Every command explains itself with --help; those with a --recipe take any of its values, for
 example --ode_init.steps 50 --data.source my_videos/ --model my_wan_folder. --debug shows where an error came from. Exit
-codes: 0 done, 1 a fault of ours, 2 a mistake that you can mend (one line says how), 130 interrupted.
+codes: 0 done, 1 a fault of ours, 2 a mistake that you can mend (one line says how), 3 a run in trouble (`aad1 doctor`),
+130 interrupted.
 """
 
 
@@ -64,6 +67,7 @@ Command = (
     | Annotated[WorldImage, subcommand("world-image")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Reproduce, subcommand("reproduce")]
 )
 
@@ -86,14 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command, extra = parse(words)
-        command.run(extra)
+        return command.run(extra) or 0
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
         complain(line)
         return code
-    return 0
 
 
 def parse(words: Sequence[str]) -> tuple[Any, list[str]]:

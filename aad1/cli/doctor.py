@@ -41,16 +41,15 @@ class Doctor:
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     json: Annotated[bool, arg(help="print one JSON object for programs")] = False
 
-    def run(self, extra: Sequence[str]) -> None:
-        """Read, and print; raises SystemExit(3) for a run with a problem."""
+    def run(self, extra: Sequence[str]) -> int:
+        """Read, print, and give the exit code."""
         refuse(extra, type(self))
         found = diagnose(self.folder)
         if self.json:
             say(json.dumps(found.as_dict(), indent=1))
         else:
             show(found, Console())
-        if found.worst is Severity.PROBLEM:
-            raise SystemExit(TROUBLE)
+        return TROUBLE if found.worst is Severity.PROBLEM else 0
 
 
 def show(found: Diagnosis, console: Console) -> None:
