@@ -62,7 +62,7 @@ def test_sources_without_such_clips_are_named(tmp_path: Path) -> None:
     wanted = [sources.control("truth"), replace(sources.control("frozen"), saved=True)]
     report = both(tmp_path, [*wanted, replace(sources.control("constant_velocity"), frames=17)])
     assert report.models == ["truth"]
-    assert [line.split(": ")[0] for line in report.missing] == [
+    assert [line.split(": ")[0] for line in report.missing if "FD of" not in line] == [
         "frozen, distribution",
         "constant_velocity, distribution",
         "frozen, diversity",

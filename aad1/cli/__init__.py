@@ -23,7 +23,7 @@ from aad1.cli.doctor import Doctor
 from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
-from aad1.cli.options import Group, complain, say
+from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.preference import Preference
 from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         say(f"aad1 {version('aad1')}")
         return 0
+    GIVEN.set(words)
     try:
         command, extra = parse(words)
         return command.run(extra) or 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from aad1.cli.options import Device, ModelName, RecipeName, named_folders, recipe_of, refuse, say
+from aad1.cli.options import Device, ModelName, RecipeName, command_line, named_folders, recipe_of, refuse, say
 from aad1.errors import UserError
 from aad1.evaluation import sources
 from aad1.evaluation.comparison import compare, one_table, read_reports
@@ -84,7 +82,7 @@ class EvaluateWorld:
         folder = open_folder(model_path(self.model), device=str(pick_device(self.device)))
         rows = list(self._sources(folder, recipe))
         chunk = recipe.student.num_frames_per_block * geometry(folder.vae()).temporal
-        command = shlex.join(["aad1", *sys.argv[1:]])
+        command = command_line()
         report = WorldEvaluation(self.out, protocols, chunk).run(rows, "Evaluation on the embedded world", command)
         if self.distribution is not None:
             report = SetEvaluation(self.out, clips=self.distribution).with_distribution(report, rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from aad1.cli.evaluating import Shown, finish
-from aad1.cli.options import Device, DType, StudentName, dtype_of, named_folders, refuse, row_name
+from aad1.cli.options import Device, DType, StudentName, command_line, dtype_of, named_folders, refuse, row_name
 from aad1.errors import UserError
 from aad1.evaluation.folder import FolderEvaluation, Videos, find_videos
 from aad1.evaluation.pictures import SUFFIX, make_videos, whole_chunks
@@ -81,7 +79,7 @@ class EvaluateFolder:
             chunk = self.chunk_frames or (made[0].chunk_frames if made else None)
             period = self.grid_period or (made[0].period if made else GRID_PERIOD)
             models = [*(replace(videos, chunk_frames=chunk, period=period) for videos in folders), *made]
-            report = FolderEvaluation(self.out).run(models, TITLE, shlex.join(["aad1", *sys.argv[1:]]))
+            report = FolderEvaluation(self.out).run(models, TITLE, command_line())
         except KeyboardInterrupt:
             raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
         finish(report, self.out, self.shown)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +32,9 @@ Device = Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")]
 Compile = Annotated[bool, arg(help="torch.compile: a minute of warming up first, then faster chunks")]
 Install = Annotated[bool, arg(help="afterwards put the trained part into the Wan folder (--model)")]
+
+
+GIVEN: ContextVar[Sequence[str]] = ContextVar("GIVEN", default=())  # the words of the command that runs
 
 
 class Group:
@@ -72,6 +77,11 @@ def warm_up(student: Student, size: tuple[int, int] | None = None, passes: Seque
     """Warm a student up, and show how far that is."""
     with Progress("warming up", student.warming, unit="chunk") as bar:
         student.warm_up(size, passes, bar.advance)
+
+
+def command_line() -> str:
+    """What was asked for, as it would be typed: reports say how they were made."""
+    return shlex.join(["aad1", *GIVEN.get()])
 
 
 def say(text: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from aad1.cli.options import say
+from aad1.cli.options import command_line, say
 from aad1.errors import UserError, nearest
 from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import versions
@@ -58,7 +56,7 @@ class Reproduce:
         failed = [] if self.measured_only else grid.run(experiments)
         missing = [*failed, *grid.missing(experiments)]
         found = {experiment.name: _lines(grid, experiment) for experiment in experiments}
-        command = shlex.join(["aad1", *sys.argv[1:]])
+        command = command_line()
         page = publish(as_report(experiments, found, missing, command), self.out)
         if self.write is not None:
             write_results(self.write, experiments, found, _made(command))

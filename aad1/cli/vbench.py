@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from aad1.cli.options import Device, DType, Group, ModelName, StudentName, dtype_of, refuse, say
+from aad1.cli.options import Device, DType, Group, ModelName, StudentName, command_line, dtype_of, refuse, say
 from aad1.errors import UserError
 from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import to_markdown
@@ -215,7 +213,7 @@ class VBenchScore:
     def run(self, extra: Sequence[str]) -> None:
         """Read, doubt, add up, write."""
         refuse(extra, type(self))
-        command = shlex.join(["aad1", *sys.argv[1:]])
+        command = command_line()
         made = {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds")}
         report = score.report(self._models(), self.out, made)
         page = publish(report, self.out)
