@@ -312,16 +312,16 @@ def test_no_measured_condition_is_called_sick(tmp_path: Path) -> None:
 
 
 def test_the_guards_end_says_why_and_what_is_kept(tmp_path: Path) -> None:
-    rows = made_up("dmd_warmup", slide("eval/rho", 1.2, 0.6, 60), until=40)
+    rows = made_up("dmd_warmup", slide("eval/rho", 1.2, 0.55, 60), until=50)
     found = diagnose(write(tmp_path, "dmd_warmup", rows))
     (name,) = serious(found)
     finding = named(found)[name]
     assert name == "guard-stopped"
-    assert "step 40" in finding.saw
-    assert "below 0.85" in finding.saw
-    assert "the student of step 35 is kept" in finding.saw
+    assert "step 50" in finding.saw
+    assert "below 0.75" in finding.saw
+    assert "the student of step 40 is kept" in finding.saw
     assert finding.severity is Severity.WARNING
-    never = diagnose(write(tmp_path / "never", "dmd_warmup", made_up("dmd_warmup", put(eval_rho=0.5), until=5)))
+    never = diagnose(write(tmp_path / "never", "dmd_warmup", made_up("dmd_warmup", put(eval_rho=0.5), until=10)))
     assert named(never)["guard-stopped"].severity is Severity.PROBLEM
 
 
