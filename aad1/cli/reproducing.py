@@ -23,6 +23,8 @@ from aad1.reproduction.summary import summarise
 from aad1.reproduction.writing import Lines, as_report, read_document, write_results
 
 NAMES = [experiment.name for experiment in EXPERIMENTS]
+USUAL = [experiment.name for experiment in EXPERIMENTS if not experiment.named_only]
+LONG = [name for name in NAMES if name not in USUAL]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Reproduce:
     aad1 reproduce --results docs/evidence --write docs/results.md
     """
 
-    experiments: Annotated[tuple[str, ...], arg(help=f"of {', '.join(NAMES)} (default: all)")] = ()
+    experiments: Annotated[
+        tuple[str, ...], arg(help=f"of {', '.join(NAMES)} (default: all but {', '.join(LONG)}, hours by itself)")
+    ] = ()
     seeds: Annotated[tuple[int, ...], arg(help="of the trainings; the clips and the teacher stay the same")] = (0, 1, 2)
     workers: Annotated[int | None, arg(help="processes of one thread each (default: one a core)")] = None
     out: Annotated[Path, arg(aliases=["-o"], help="folder for the trained stages and the page")] = Path("runs/evidence")
@@ -78,7 +82,7 @@ def _named(names: Sequence[str]) -> list[Experiment]:
     for name in names:
         if name not in NAMES:
             raise UserError(f"there is no experiment '{name}'{nearest(name, NAMES)}")
-    return [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
+    return [experiment for experiment in EXPERIMENTS if experiment.name in (names or USUAL)]
 
 
 def _lines(grid: Grid, experiment: Experiment) -> Lines:
