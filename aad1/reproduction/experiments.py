@@ -59,8 +59,9 @@ LONG = {"long": ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", 
 
 CAUSAL_FRAME = Condition("causal, a logit a frame", "critic-causal-frame")
 TABLE_3 = (
-    "a causal, frame-wise critic gives a static video (dynamic degree 1.08), a causal one with one logit drifts most "
-    "(7.10 at 42.07), a bidirectional one with a logit a frame less (4.38 at 39.04), with one logit least (4.02 at 39.29)"
+    "a causal, frame-wise critic gives a static video (dynamic degree 1.08), a causal one with one logit drifts "
+    "most (7.10 at 42.07), a bidirectional one with a logit a frame less (4.38 at 39.04), with one logit least "
+    "(4.02 at 39.29)"
 )
 
 EXPERIMENTS = (
