@@ -289,8 +289,8 @@ def test_no_arguments_show_what_there_is(capfd: pytest.CaptureFixture[str]) -> N
 def test_help_says_what_each_command_does(capfd: pytest.CaptureFixture[str]) -> None:
     for arguments, words in {
         ("--help",): ("distill", "Run one training stage"),
-        ("train", "--help"): ("ode_init", "--resume", "Example: aad1 train"),
-        ("distill", "--help"): ("--recipe", "Example: aad1 distill"),
+        ("train", "--help"): ("ode_init", "--resume", "For example: aad1 train"),
+        ("distill", "--help"): ("--recipe", "For example: aad1 distill"),
     }.items():
         with pytest.raises(SystemExit) as stop:
             main(list(arguments))

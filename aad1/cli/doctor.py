@@ -34,8 +34,10 @@ class Doctor:
     be changed with --resume; other values need another -o.
 
     Exit codes: 0 healthy, or remarks and warnings only; 3 a problem; 2 a folder without a log.
-    Examples: aad1 doctor runs/tiny
-    aad1 doctor runs/tiny/adversarial --json
+
+    For example:
+      aad1 doctor runs/tiny
+      aad1 doctor runs/tiny/adversarial --json
     """
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]

@@ -46,9 +46,10 @@ class EvaluateWorld:
     an interrupted evaluation goes on, and new rows join the old ones. Measured frames are kept without loss.
     Writes report.json, report.md and index.html. These are not VBench numbers.
 
-    Examples: aad1 evaluate world -o runs/evaluation
-    aad1 evaluate world --runs runs/tiny --protocols short long slow fast count pairs -o runs/evaluation
-    aad1 evaluate world --rows truth --videos saved=runs/evaluation/videos/student -o runs/again
+    For example:
+      aad1 evaluate world -o runs/evaluation
+      aad1 evaluate world --runs runs/tiny --protocols short long slow fast count pairs -o runs/evaluation
+      aad1 evaluate world --rows truth --videos saved=runs/evaluation/videos/student -o runs/again
     """
 
     model: ModelName = "tiny"
@@ -131,8 +132,11 @@ class Compare:
     """Put two or more reports on one page and into one Markdown table.
 
     Rows of one name and the same numbers, such as controls, become one; what differs between the reports, such as
-    clips, versions or definitions, is named. Examples: aad1 compare runs/one runs/two -o runs/comparison
-    aad1 compare before=runs/one after=runs/two
+    clips, versions or definitions, is named.
+
+    For example:
+      aad1 compare runs/one runs/two -o runs/comparison
+      aad1 compare before=runs/one after=runs/two
     """
 
     reports: Positional[tuple[str, ...]]

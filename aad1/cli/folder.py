@@ -33,8 +33,9 @@ class EvaluateFolder:
     what is missing. Clips that stand still have no drift, flicker or similarity, and clips of unequal length, size or
     rate are not averaged together. Writes report.json, report.md and index.html. These are not VBench numbers.
 
-    Examples: aad1 evaluate folder mine/ theirs=others/videos -o runs/comparison
-    aad1 evaluate folder --model tiny --images pictures/ --seconds 20 -o runs/tiny-pictures
+    For example:
+      aad1 evaluate folder mine/ theirs=others/videos -o runs/comparison
+      aad1 evaluate folder --model tiny --images pictures/ --seconds 20 -o runs/tiny-pictures
     """
 
     videos: Positional[Annotated[tuple[str, ...], arg(metavar="[NAME=]FOLDER ...")]] = ()

@@ -39,9 +39,11 @@ class Generate:
     Small pictures are enlarged by a whole factor (--scale), so that players do not blur them; --scale 1
     keeps every pixel as it is. .gif and .webp hold all frames in memory until the end; .mp4 and a folder
     of PNG frames do not. --batch and --seeds make many videos in a folder, beside a manifest.jsonl that says how each
-    was made; the same command again makes only what is missing or has changed. Examples: aad1 generate
-    --image still.png --prompt "a red disc moves left slowly" --seconds 20 -o video.mp4; aad1 generate
-    --batch list.jsonl --sheet -o videos/
+    was made; the same command again makes only what is missing or has changed.
+
+    For example:
+      aad1 generate --image still.png --prompt "a red disc moves left slowly" --seconds 20 -o video.mp4
+      aad1 generate --batch list.jsonl --sheet -o videos/
     """
 
     image: Annotated[Path | None, arg(help="any picture; it is cropped and scaled to the video's size (required)")] = (
@@ -179,7 +181,10 @@ class Bench:
     """Measure how fast a student streams, in one, two and four passes, beside its many-step teacher.
 
     First frame from the request, medians over the chunks after the second, VAE included; loading and files are
-    not counted. Example: aad1 bench stream --model tiny
+    not counted.
+
+    For example:
+      aad1 bench stream --model tiny
     """
 
     what: Positional[Literal["stream"]]
@@ -216,7 +221,8 @@ class Bench:
 class WorldImage:
     """Write a still of the embedded world and print its caption: something to animate.
 
-    Example: aad1 world-image 7 -o still.png
+    For example:
+      aad1 world-image 7 -o still.png
     """
 
     index: Positional[Annotated[int, arg(help="which scene, from 0")]]

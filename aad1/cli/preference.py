@@ -25,8 +25,9 @@ class PreferenceMake:
     The videos are those of two folders, paired by their names, or of rows of reports that kept their frames. Raters
     open the page, answer by keyboard, and send you their answers.csv; keep the key from them.
 
-    Examples: aad1 evaluate preference make ours=runs/ours/videos theirs=runs/theirs/videos
-    aad1 evaluate preference make runs/evaluation --models dmd_warmup adversarial --pairs 40
+    For example:
+      aad1 evaluate preference make ours=runs/ours/videos theirs=runs/theirs/videos
+      aad1 evaluate preference make runs/evaluation --models dmd_warmup adversarial --pairs 40
     """
 
     videos: Positional[Annotated[tuple[str, ...], arg(metavar="[NAME=]FOLDER ...")]]
@@ -60,7 +61,8 @@ class PreferenceScore:
 
     Writes preference.json beside the key. Answers that do not count (of another study, unknown, given twice) are named.
 
-    Example: aad1 evaluate preference score ann/answers.csv bob/answers.csv --key runs/preference
+    For example:
+      aad1 evaluate preference score ann/answers.csv bob/answers.csv --key runs/preference
     """
 
     answers: Positional[Annotated[tuple[Path, ...], arg(metavar="ANSWERS.CSV ...")]]

@@ -36,8 +36,9 @@ class Reproduce:
     goes on where it was interrupted; results that are there already, of the same recipes, are not made again. Values
     of the recipes, such as --data.clips 64, hold for all conditions.
 
-    Examples: aad1 reproduce --experiments critic --seeds 0
-    aad1 reproduce --results docs/evidence --write docs/results.md
+    For example:
+      aad1 reproduce --experiments critic --seeds 0
+      aad1 reproduce --results docs/evidence --write docs/results.md
     """
 
     experiments: Annotated[

@@ -35,7 +35,10 @@ class Serve:
     """Serve a student: a page at /, live video over a WebSocket, jobs in the shape of OpenAI's video API.
 
     It can be reached from this machine alone unless --host says otherwise; --api_key (or AAD1_API_KEY) asks clients
-    for a key. What jobs make is kept under --out. Example: aad1 serve, then open http://127.0.0.1:8000
+    for a key. What jobs make is kept under --out.
+
+    For example:
+      aad1 serve
     """
 
     model: ModelName = "tiny"

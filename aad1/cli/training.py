@@ -19,7 +19,8 @@ from aad1.workspace import Workspace
 class New:
     """Write a Wan folder with random weights, to train from nothing.
 
-    Example: aad1 new runs/model --recipe tiny
+    For example:
+      aad1 new runs/model --recipe tiny
     """
 
     folder: Positional[Path]
@@ -35,8 +36,9 @@ class New:
 class Prepare:
     """Make what the stages learn from: latent clips, or the teacher's trajectories. Continues what is there.
 
-    Examples: aad1 prepare clips --recipe tiny -o runs/tiny
-    aad1 prepare clips --recipe wan2.1-1.3b --model my_wan_folder --data.source my_videos/ -o runs/mine
+    For example:
+      aad1 prepare clips --recipe tiny -o runs/tiny
+      aad1 prepare clips --recipe wan2.1-1.3b --model my_wan_folder --data.source my_videos/ -o runs/mine
     """
 
     what: Positional[Literal["clips", "trajectories"]]
@@ -55,7 +57,9 @@ class Train:
 
     text, vae and teacher make the parts of a Wan folder, state_encoder what distances between distributions of
     videos are measured with; ode_init, dmd_warmup and adversarial are the method's stages I, II and III.
-    Example: aad1 train ode_init --recipe tiny -o runs/tiny --ode_init.steps 50
+
+    For example:
+      aad1 train ode_init --recipe tiny -o runs/tiny --ode_init.steps 50
     """
 
     stage: Positional[Literal["text", "vae", "teacher", "state_encoder", "ode_init", "dmd_warmup", "adversarial"]]
@@ -79,7 +83,8 @@ class Train:
 class Distill:
     """Distil a bidirectional teacher into a one-step causal student: clips, trajectories, stages I to III.
 
-    Example: aad1 distill --recipe tiny -o runs/tiny
+    For example:
+      aad1 distill --recipe tiny -o runs/tiny
     """
 
     recipe: RecipeName = "tiny"
@@ -102,7 +107,8 @@ class Distill:
 class DemoCommand:
     """See the whole method work: distil the bundled teacher in minutes, score every stage, and look at it.
 
-    Example: aad1 demo -o runs/demo
+    For example:
+      aad1 demo -o runs/demo
     """
 
     recipe: RecipeName = "demo"

@@ -42,9 +42,10 @@ class VBenchExport:
     (--existing). --segments cuts existing long rollouts into pieces for AAD-1's drift. The same command again makes
     only what is missing or has changed.
 
-    Examples: aad1 evaluate vbench export --images pictures/ -o runs/vbench
-    aad1 evaluate vbench export --clone VBench --model my_wan_folder --seconds 5 -o runs/vbench
-    aad1 evaluate vbench export --existing runs/long/videos --segments 2 -o runs/segments
+    For example:
+      aad1 evaluate vbench export --images pictures/ -o runs/vbench
+      aad1 evaluate vbench export --clone VBench --model my_wan_folder --seconds 5 -o runs/vbench
+      aad1 evaluate vbench export --existing runs/long/videos --segments 2 -o runs/segments
     """
 
     images: Annotated[Path | None, arg(help="pictures; the prompt is in a .txt of the same name, or is the name")] = (
@@ -115,7 +116,9 @@ class VBenchDoctor:
     """Say what your VBench environment has and lacks, dimension by dimension, and what to do; measures nothing.
 
     Exit code 0 when every wanted dimension can run, 2 otherwise.
-    Example: aad1 evaluate vbench doctor --clone VBench --python vbench-env/bin/python --videos runs/vbench/videos
+
+    For example:
+      aad1 evaluate vbench doctor --clone VBench --python vbench-env/bin/python --videos runs/vbench/videos
     """
 
     clone: Clone = None
@@ -152,8 +155,10 @@ class VBenchRun:
 
     What is finished is kept while it is whole and over the same videos; a dimension that fails is named with the last
     lines of its log, and the others go on.
-    Examples: aad1 evaluate vbench run --videos runs/vbench/videos --mode standard --clone VBench --python PY
-    aad1 evaluate vbench run --videos runs/segments/videos --dimensions imaging_quality --clone VBench --python PY
+
+    For example:
+      aad1 evaluate vbench run --videos runs/vbench/videos --mode standard --clone VBench --python PY
+      aad1 evaluate vbench run --videos runs/segments/videos --dimensions imaging_quality --clone VBench --python PY
     """
 
     videos: Videos = None
@@ -202,7 +207,9 @@ class VBenchScore:
 
     A missing dimension makes its scores N/A, and is named; NaN, empty sets, values out of range and results over
     different videos are refused. Intervals are 95 % bootstraps over images. Several folders make several columns.
-    Example: aad1 evaluate vbench score runs/vbench/results --segments runs/segments/results -o runs/vbench/report
+
+    For example:
+      aad1 evaluate vbench score runs/vbench/results --segments runs/segments/results -o runs/vbench/report
     """
 
     results: Positional[Annotated[tuple[Path, ...], arg(help="folders of result files, one a model")]]
