@@ -151,13 +151,21 @@ def recipe_names() -> list[str]:
     return sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml"))
 
 
+def recipes_in_words() -> str:
+    """The bundled recipes, a folder of them as one."""
+    names = recipe_names()
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    counted = [f"{folder}/... ({sum(n.startswith(f'{folder}/') for n in names)} of them)" for folder in folders]
+    return ", ".join([name for name in names if "/" not in name] + counted)
+
+
 def _find(name: str) -> Path:
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file():
-            raise UserError(f"no recipe file {name}; give a YAML file, or one of: {', '.join(recipe_names())}")
+            raise UserError(f"no recipe file {name}; give a YAML file, or one of: {recipes_in_words()}")
         return Path(name)
     if name not in recipe_names():
-        raise UserError(f"no recipe '{name}'{nearest(name, recipe_names())}")
+        raise UserError(f"no recipe '{name}'{nearest(name, recipe_names(), recipes_in_words())}")
     return RECIPES / f"{name}.yaml"
 
 

@@ -15,15 +15,14 @@ from tyro.conf import arg
 
 from aad1.errors import UserError, nearest
 from aad1.progress import Progress
-from aad1.recipe import RECIPES, Recipe, load_recipe, recipe_names
+from aad1.recipe import RECIPES, Recipe, load_recipe, recipes_in_words
 from aad1.streaming import DTYPES, Student
 
 Out = Annotated[
     Path | None,
     arg(aliases=["-o"], help="folder for everything it makes (default: runs/RECIPE)"),
 ]
-NAMES = ", ".join(recipe_names())
-RECIPE_HELP = f"one of {NAMES} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
+RECIPE_HELP = f"one of {recipes_in_words()} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
 RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
 ResumeFlag = Annotated[bool, arg(help="go on from the last checkpoint")]
 ModelName = Annotated[str, arg(help="a Wan folder, or the name of a bundled one")]
