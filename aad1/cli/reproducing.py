@@ -24,7 +24,7 @@ from aad1.reproduction.writing import Lines, as_report, read_document, write_res
 
 NAMES = [experiment.name for experiment in EXPERIMENTS]
 USUAL = [experiment.name for experiment in EXPERIMENTS if not experiment.named_only]
-LONG = [name for name in NAMES if name not in USUAL]
+MORE = [name for name in NAMES if name not in USUAL]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Reproduce:
     """
 
     experiments: Annotated[
-        tuple[str, ...], arg(help=f"of {', '.join(NAMES)} (default: all but {', '.join(LONG)}, hours by itself)")
+        tuple[str, ...], arg(help=f"of {', '.join(NAMES)} (default: all but {' and '.join(MORE)})")
     ] = ()
     seeds: Annotated[tuple[int, ...], arg(help="of the trainings; the clips and the teacher stay the same")] = (0, 1, 2)
     workers: Annotated[int | None, arg(help="processes of one thread each (default: one a core)")] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aad1.evaluation.protocols import PROTOCOLS as ALL
 from aad1.evaluation.protocols import USUAL
@@ -39,7 +39,7 @@ class Condition:
 @dataclass(frozen=True)
 class Experiment:
     """conditions: the first is what the others are compared with; claim: the paper's, with its numbers; measures: the
-    lines of its tables, by protocol; named_only: it takes as long as all the others, and runs when it is asked for.
+    lines of its tables, by protocol; named_only: it has seeds of its own or takes as long as all others, and runs only when named.
     """
 
     name: str
@@ -58,6 +58,12 @@ BOTH = {"short": (*MOTION, *LOOKS), "long": ("rho", "kappa", "static", "presence
 LONG = {"long": ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", "quality", "drift", "seam_kinematic")}
 
 CAUSAL_FRAME = Condition("causal, a logit a frame", "critic-causal-frame")
+CRITICS = (
+    OURS,
+    Condition("bidirectional, a logit a frame", "critic-full-frame"),
+    Condition("causal, one logit", "critic-causal-clip"),
+    CAUSAL_FRAME,
+)
 TABLE_3 = (
     "a causal, frame-wise critic gives a static video (dynamic degree 1.08), a causal one with one logit drifts "
     "most (7.10 at 42.07), a bidirectional one with a logit a frame less (4.38 at 39.04), with one logit least "
@@ -69,13 +75,16 @@ EXPERIMENTS = (
         "critic",
         "Critic: what it sees, and how many logits it gives (Table 3)",
         TABLE_3,
-        (
-            OURS,
-            Condition("bidirectional, a logit a frame", "critic-full-frame"),
-            Condition("causal, one logit", "critic-causal-clip"),
-            CAUSAL_FRAME,
-        ),
+        CRITICS,
         BOTH,
+    ),
+    Experiment(
+        "critic-narrow",
+        "The critics, with the window narrowed to five frames after training",
+        TABLE_3,
+        tuple(replace(condition, student={"local_attn_size": 5}) for condition in CRITICS),
+        BOTH,
+        named_only=True,
     ),
     Experiment(
         "critic-tiny",
