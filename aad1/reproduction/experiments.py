@@ -39,7 +39,8 @@ class Condition:
 @dataclass(frozen=True)
 class Experiment:
     """conditions: the first is what the others are compared with; claim: the paper's, with its numbers; measures: the
-    lines of its tables, by protocol; named_only: it has seeds of its own or takes as long as all others, and runs only when named.
+    lines of its tables, by protocol; named_only: it has other seeds or takes as long as all others, and runs only when
+    it is named.
     """
 
     name: str
