@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from aad1.errors import UserError
 from aad1.evaluation.distribution import (
     CLIPS,
     COLUMNS,
+    Distribution,
     FeatureBank,
+    compare,
     cut,
-    distribution_rows,
     features_of,
     reference_clips,
 )
-from aad1.evaluation.world import Sample
 from aad1.measures.distribution import Estimate, frechet, frechet_distance, mmd
 from aad1.models.state_encoder import MIDDLE, WINDOW, StateEncoder, load_state_encoder
 from aad1.stages.state_encoder import (
@@ -209,14 +209,29 @@ def test_features_are_white(encoder: StateEncoder) -> None:
 # --- rows --------------------------------------------------------------------------------------
 
 
+def bank_of(frames: Iterable[NDArray[np.uint8]], encoder: StateEncoder) -> FeatureBank:
+    bank = FeatureBank(encoder)
+    for clip in frames:
+        bank.add(clip)
+    return bank
+
+
+def compared(
+    models: Mapping[str, Iterable[NDArray[np.uint8]]], reference: Iterable[Clip], encoder: StateEncoder
+) -> Distribution:
+    banks = {name: bank_of(frames, encoder) for name, frames in models.items()}
+    return compare(banks, bank_of((clip.frames for clip in reference), encoder))
+
+
 def test_rows_stand_beside_the_truths_own_and_say_when_clips_are_few(encoder: StateEncoder) -> None:
     asked, other = clips(64, 0, 17), clips(64, 64, 17)
     spoilt = {
-        "half speed": [Sample(corruptions.half_speed(c), c.truth) for c in asked],
-        "shuffled": [Sample(corruptions.shuffled_time(c), c.truth) for c in asked],
+        "truth": [c.frames for c in asked],
+        "half speed": [corruptions.half_speed(c) for c in asked],
+        "shuffled": [corruptions.shuffled_time(c) for c in asked],
     }
-    found = distribution_rows(spoilt, other, encoder)
-    assert list(found.rows) == ["truth", *spoilt]
+    found = compared(spoilt, other, encoder)
+    assert list(found.rows) == list(spoilt)
     assert all(set(row) == {column.name for column in COLUMNS} for row in found.rows.values())
     for measure in ("frechet", "mmd"):
         floor, half, shuffled = (row[measure] for row in found.rows.values())
@@ -230,7 +245,7 @@ def test_rows_stand_beside_the_truths_own_and_say_when_clips_are_few(encoder: St
 
 def test_fewer_clips_than_features_have_no_frechet_distance(encoder: StateEncoder) -> None:
     few = clips(6)
-    found = distribution_rows({"one": [Sample(c.frames, c.truth) for c in few]}, few, encoder)
+    found = compared({"one": [c.frames for c in few]}, few, encoder)
     assert found.rows["one"]["frechet"] is None
     assert found.rows["one"]["mmd"] is not None
     assert "FD of one: 6 clips have no covariance of 64 features; give at least 64, better 512" in found.missing
@@ -238,7 +253,7 @@ def test_fewer_clips_than_features_have_no_frechet_distance(encoder: StateEncode
 
 def test_a_model_without_clips_is_missing_and_the_others_stay(encoder: StateEncoder) -> None:
     some = clips(4)
-    found = distribution_rows({"one": [Sample(c.frames, c.truth) for c in some], "none": []}, some, encoder)
+    found = compared({"one": [c.frames for c in some], "none": []}, some, encoder)
     assert found.rows["none"] == {"frechet": None, "mmd": None}
     assert "FD and MMD of none: no clips to take features of; give at least 3, better 512" in found.missing
     assert found.rows["one"]["mmd"] is not None
@@ -338,14 +353,14 @@ def test_clips_are_read_one_at_a_time(encoder: StateEncoder) -> None:
 
     seen: list[weakref.ref[NDArray[np.uint8]]] = []
 
-    def watched() -> object:
+    def watched() -> Iterator[NDArray[np.uint8]]:
         for clip in clips(4):
             frames = clip.frames.copy()
             seen.append(weakref.ref(frames))
-            yield Sample(frames, clip.truth)
+            yield frames
             del frames
             gc.collect()
             assert sum(ref() is not None for ref in seen) <= 1
 
-    distribution_rows({"model": watched()}, islice(reference_clips(33, 3), 3), encoder)  # type: ignore[dict-item]
+    compared({"model": watched()}, islice(reference_clips(33, 3), 3), encoder)
     assert len(seen) == 4

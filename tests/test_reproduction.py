@@ -120,18 +120,32 @@ def test_a_seed_that_one_of_them_lacks_is_in_no_difference(pieces: dict[str, lis
     _, both = lines({"ours": pieces["ours"][:2], "other": pieces["other"][:2]})
     _, lacking = lines({"ours": pieces["ours"], "other": pieces["other"][:2]})
     assert lacking.changes == both.changes
-    _, none = lines({"ours": pieces["ours"][:1], "other": pieces["other"][1:]})
+    _, none = lines({"ours": pieces["ours"][:2], "other": pieces["other"][1:]})
     assert none.changes == {}
 
 
-def test_intervals_hold_the_spread_of_seeds(pieces: dict[str, list[Piece]]) -> None:
-    """Seeds that differ a lot make a wide interval, however many clips agree."""
-    sums = np.ones((200, len(PARTS), 2))
+def test_intervals_hold_the_spread_of_seeds() -> None:
+    """With no noise over clips it is Student's t of the seeds' values, 4.303 for three."""
+    sums = np.ones((20, len(PARTS), 2))
     far = [piece(seed, sums * np.array([scale, 1.0])) for seed, scale in enumerate((0.5, 1.0, 1.5))]
     rho = lines({"ours": far, "other": []})[0].values["rho"]
     assert rho is not None
-    assert rho.low < 0.75
-    assert rho.high > 1.25
+    assert (rho.mean, rho.high - rho.mean) == (1.0, pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3))
+
+
+def test_bold_is_rare_where_there_is_no_difference() -> None:
+    """Two conditions of one distribution, whose seeds differ: 5 % of them may look different."""
+    rng, bold, times = np.random.default_rng(0), 0, 300
+    for _ in range(times):
+        made = {}
+        for label in ("ours", "other"):
+            levels = rng.normal(1, 0.1, 3)
+            made[label] = [
+                piece(s, np.stack([rng.normal(v, 0.1, (20, len(PARTS))), np.ones((20, len(PARTS)))], 2))
+                for s, v in enumerate(levels)
+            ]
+        bold += lines(made)[1].differs("rho")
+    assert 0.01 * times < bold < 0.09 * times
 
 
 def test_a_document_keeps_what_is_outside_the_marks(tmp_path: Path, pieces: dict[str, list[Piece]]) -> None:
@@ -151,6 +165,14 @@ def test_a_document_keeps_what_is_outside_the_marks(tmp_path: Path, pieces: dict
         writing.write_results(document, [TWO], found, "")
     with pytest.raises(UserError, match="cannot read"):
         writing.write_results(tmp_path / "none.md", [TWO], found, "")
+
+
+def test_a_line_that_lacks_seeds_says_which_it_has(tmp_path: Path, pieces: dict[str, list[Piece]]) -> None:
+    whole = writing.to_markdown(TWO, {"short": lines(pieces)}, "")
+    lacking = writing.to_markdown(TWO, {"short": lines({"ours": pieces["ours"], "other": pieces["other"][:1]})}, "")
+    assert "(seeds" not in whole
+    assert "| other (seeds 0) |" in lacking
+    assert "| ours |" in lacking
 
 
 def test_all_of_it_is_one_report(pieces: dict[str, list[Piece]]) -> None:

@@ -120,7 +120,7 @@ def test_nothing_measured_and_doubled_names_are_mistakes(tmp_path: Path) -> None
 
 
 def test_protocols_are_chosen_by_name() -> None:
-    assert [p.clips for p in chosen(("short", "long", "short"), 50)] == [50, 32]
+    assert [p.clips for p in chosen(("short", "long", "short"), 50)] == [50, 50]
     assert {p.split for p in PROTOCOLS.values()} == {"test", "test_slow", "test_fast", "test_count", "test_pairs"}
     with pytest.raises(UserError, match="did you mean 'short'"):
         chosen(("shrt",))

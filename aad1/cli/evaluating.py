@@ -69,7 +69,7 @@ class EvaluateWorld:
         int | None,
         arg(help=f"also animate so many free images with {SEEDS} seeds each (such as {IMAGES})"),
     ] = None
-    clips: Annotated[int | None, arg(help="fewer clips a protocol than its own number, to try it out")] = None
+    clips: Annotated[int | None, arg(help="so many clips a protocol, in place of 100")] = None
     recipe: Annotated[RecipeName, arg(help="whose showing.teacher says how the teacher is sampled")] = "tiny"
     seed: Annotated[int, arg(help="of the noise: clip i has that of seed + i")] = 0
     device: Device = "auto"

@@ -10,7 +10,7 @@ Features are kept, frames are not: 512 short clips take 1.3 MB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from aad1.data.media import video_to_tensor
-from aad1.data.world import FPS, SHORT_FRAMES, SIZE, Clip, Truth, make_clip, render
+from aad1.data.world import FPS, SHORT_FRAMES, SIZE, Clip, make_clip
 from aad1.errors import UserError
 from aad1.evaluation.intervals import Interval
 from aad1.evaluation.report import Column, Curves
-from aad1.evaluation.world import Sample
 from aad1.measures.distribution import Estimate, Features, frechet, mmd
-from aad1.models.state_encoder import STEP, WINDOW, StateEncoder, load_state_encoder
+from aad1.models.state_encoder import STEP, WINDOW, StateEncoder
 
 CLIPS = 512  # on either side; with fewer the Frechet distance is mostly its bias, which is known but roughly
 TRUTH = "truth"
@@ -116,35 +115,6 @@ class Distribution:
     curves: Curves
     notes: tuple[str, ...]
     missing: tuple[str, ...]
-
-
-def distribution_rows(
-    samples_by_model: Mapping[str, Iterable[Sample]],
-    reference: Iterable[Clip],
-    encoder: StateEncoder | None = None,
-) -> Distribution:
-    """Each model's distances to the reference, the truth's own first; samples are read one at a time.
-
-    The truth is of the clips that the first model was asked for. Raises UserError as FeatureBank does.
-    """
-    encoder = encoder or load_state_encoder()
-    banks: dict[str, FeatureBank] = {TRUTH: FeatureBank(encoder)}
-    for index, (name, samples) in enumerate(samples_by_model.items()):
-        bank = FeatureBank(encoder)
-        for sample in samples:
-            bank.add(sample.frames)
-            if index == 0 and name != TRUTH:
-                banks[TRUTH].add(truth_frames(sample.truth))
-        banks[name] = bank
-    true = FeatureBank(encoder)
-    for clip in reference:
-        true.add(clip.frames)
-    return compare(banks, true)
-
-
-def truth_frames(truth: Truth) -> NDArray[np.uint8]:
-    """What should have been made, [frames, 64, 64, 3]."""
-    return render(truth.scene, truth.positions)
 
 
 def compare(banks: Mapping[str, FeatureBank], reference: FeatureBank) -> Distribution:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 1000
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def interval(values: NDArray[np.float64]) -> Interval | None:
     """
     if np.isnan(values[0]):
         return None
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    low, high = np.nanpercentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Interval(float(values[0]), float(low), float(high))
 
 

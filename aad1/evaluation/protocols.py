@@ -9,7 +9,7 @@ from aad1.data.world import SHORT_FRAMES, Clip, make_clip
 from aad1.errors import UserError, nearest
 
 LONG_FRAMES = 321
-CLIPS, LONG_CLIPS = 100, 32
+CLIPS = 100
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("short", "the distribution of training"),
-        Protocol("long", "the distribution of training, four times as long", frames=LONG_FRAMES, clips=LONG_CLIPS),
+        Protocol("long", "the distribution of training, four times as long", frames=LONG_FRAMES),
         Protocol("slow", "half the speeds of training", "test_slow"),
         Protocol("fast", "one and a half times the speeds of training", "test_fast"),
         Protocol("count", "four objects, one more than in training", "test_count"),
@@ -44,7 +44,7 @@ USUAL = ("short", "long")
 
 
 def chosen(names: tuple[str, ...], clips: int | None = None) -> list[Protocol]:
-    """The protocols of these names, each with at most ``clips`` clips.
+    """The protocols of these names, each with ``clips`` clips in place of its own number.
 
     Raises UserError for an unknown name and for no clips.
     """
@@ -54,4 +54,4 @@ def chosen(names: tuple[str, ...], clips: int | None = None) -> list[Protocol]:
     if clips is not None and clips < 1:
         raise UserError(f"{clips} clips cannot be evaluated; use 1 or more")
     found = [PROTOCOLS[name] for name in dict.fromkeys(names)]
-    return [p if clips is None else replace(p, clips=min(p.clips, clips)) for p in found]
+    return [p if clips is None else replace(p, clips=clips) for p in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from aad1.evaluation.report import Report, to_markdown, write_report
@@ -14,6 +16,15 @@ SHOWN = 12
 
 def publish(report: Report, folder: Path, shown: int = SHOWN) -> Path:
     """Write report.json, report.md and index.html with the frames of ``shown`` clips in it; returns the page's path."""
+    report = replace(report, missing=[*report.missing, *_single(report)])
     write_report(report, folder)
     write_atomic(folder / TABLE, to_markdown(report).encode())
     return write_page(report, folder, shown)
+
+
+def _single(report: Report) -> Iterator[str]:
+    """Rows whose interval is no interval: a bootstrap over one clip draws that clip."""
+    for table in report.tables:
+        names = [name for name, clips in table.clips.items() if clips == 1]
+        if names:
+            yield f"{table.title}: {', '.join(names)}: one clip, so the brackets hold no interval; measure more"

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,9 +143,13 @@ class _Schedule:
             future.result()
         except Interrupted:
             raise KeyboardInterrupt from None
-        except UserError as error:
-            self.failed[task.name] = str(error)
-            self.bar.print(f"{task.name} failed: {error}")
+        except BrokenProcessPool:
+            reason = f"a process was killed while {task.name} ran (out of memory?); the same command goes on from there"
+            raise UserError(reason) from None
+        except Exception as error:  # a step that fails for any reason takes no other with it
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.failed[task.name] = reason
+            self.bar.print(f"{task.name} failed: {reason}")
         self.bar.advance(1, last=task.name)
 
 

@@ -24,8 +24,9 @@ from aad1.reproduction.summary import Line
 Lines = Mapping[str, Sequence[Line]]  # of each protocol
 COLUMN = {column.name: column for column in COLUMNS}
 LEGEND = (
-    "Mean over seeds and clips [95 % bootstrap interval over both]; **bold**: the interval of the difference from the "
-    "first line, taken on the same seeds and clips, leaves out 0. Each seed's own value stands in the second table."
+    "Mean over seeds and clips [95 % interval: Student's t over seeds, a bootstrap over clips]; **bold**: the interval "
+    "of the difference from the first line, taken on the same seeds and clips, leaves out 0. Each seed's own value "
+    "stands in the second table."
 )
 
 
@@ -67,7 +68,7 @@ def to_markdown(experiment: Experiment, lines: Lines, made: str) -> str:
         clips = ", ".join(sorted({str(line.clips) for line in own}))
         given = f", seeds {', '.join(map(str, seeds))}" if seeds else ""
         parts += [f"{protocol.capitalize()}: {frames} frames, {clips} clips{given}.", ""]
-        parts += [*_pooled(own, measures), "", *_by_seed(own, measures), ""]
+        parts += [*_pooled(own, measures), "", *_by_seed(own, measures, seeds), ""]
     return "\n".join([*parts, made, "", ""])
 
 
@@ -84,13 +85,15 @@ def _cell(line: Line, column: Column) -> str:
     return f"**{text}**" if line.differs(column.name) else text
 
 
-def _by_seed(lines: Sequence[Line], columns: Sequence[Column]) -> Iterator[str]:
+def _by_seed(lines: Sequence[Line], columns: Sequence[Column], seeds: Sequence[int]) -> Iterator[str]:
+    """A value a seed, in the order of ``seeds``; a line that lacks some says which it has."""
     yield "| seed by seed | " + " | ".join(column.label for column in columns) + " |"
     yield "|" + "---|" * (len(columns) + 1)
     for line in lines:
         if line.condition.trained:
             each = [", ".join(_number(column, v) for v in line.by_seed[column.name]) for column in columns]
-            yield f"| {line.condition.label} | " + " | ".join(each) + " |"
+            lacking = "" if list(line.seeds) == list(seeds) else f" (seeds {', '.join(map(str, line.seeds))})"
+            yield f"| {line.condition.label}{lacking} | " + " | ".join(each) + " |"
 
 
 def _number(column: Column, value: float | None) -> str:

@@ -145,7 +145,7 @@ def _at_chance(log: StageLog, gaps: Sequence[Point], numbers: str) -> Finding:
 
 
 def _stronger(log: StageLog) -> tuple[str, Options]:
-    """What lets a critic learn (world.md: unshifted tau, a faster rate than the generator's, a head start)."""
+    """What lets a critic learn: unshifted noise levels, a faster rate than the generator's, a head start."""
     if log.number("adversarial.shift") > 1:
         return "judge at all noise levels alike", [("adversarial.shift", "1.0")]
     if log.number("adversarial.consistency_weight") > at.USUAL_LAMBDA:

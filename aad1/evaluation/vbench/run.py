@@ -214,8 +214,10 @@ def _dimension(request: Request, dimension: Dimension, record: Record, state: st
     try:
         asked = call(request, dimension)
         key = _key(request, dimension, asked, state)
-        if name in record.measured and record.measured[name].key == key and (mean := _whole(target, asked, name)):
-            return Outcome(name, "kept", mean)
+        known = record.measured.get(name)
+        kept = _whole(target, asked, name) if known is not None and known.key == key else None
+        if kept is not None:
+            return Outcome(name, "kept", kept)
         target.unlink(missing_ok=True)
         record.measured.pop(name, None)
         started = time.monotonic()
