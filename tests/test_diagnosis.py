@@ -176,7 +176,7 @@ CASES: list[tuple[str, str, Severity, Change, tuple[str, ...]]] = [
     ("freezing", "adversarial", Severity.WARNING, slide("eval/freeze", 0.01, 0.06, 120), ()),
     ("freezing", "adversarial", Severity.PROBLEM, put(eval_freeze=0.4), ()),
     ("jumpy", "adversarial", Severity.NOTE, put(eval_rho=1.4), ()),
-    ("jumpy", "adversarial", Severity.WARNING, put(eval_rho=1.9), ()),
+    ("jumpy", "adversarial", Severity.WARNING, put(eval_rho=2.1), ()),
     ("jumpy", "adversarial", Severity.PROBLEM, slide("eval/law_residual", 3.9, 7.4, 120), ()),
     ("falling-presence", "adversarial", Severity.WARNING, slide("eval/presence", 0.99, 0.81, 120), ()),
     ("falling-id_ok", "adversarial", Severity.PROBLEM, slide("eval/id_ok", 0.9, 0.4, 120), ()),
@@ -297,7 +297,7 @@ def test_a_real_log_gives_no_warning(stage: str, tmp_path: Path) -> None:
 
 def test_no_measured_condition_is_called_sick(tmp_path: Path) -> None:
     """Held-out measures of every experiment, around which the thresholds were laid: no student of them collapses."""
-    pieces = [json.loads(path.read_text()) for path in sorted(EVIDENCE.glob("*-seed[01].json"))]
+    pieces = [json.loads(path.read_text()) for path in sorted(EVIDENCE.glob("*-seed?.json"))]
     held = [(p["recipe"], p["stage"], p["training"]) for p in pieces if p["training"]]
     assert len(held) > 30
     for number, (recipe, stage, training) in enumerate(held):
