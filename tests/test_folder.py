@@ -19,12 +19,13 @@ from scipy import ndimage
 
 from aad1.cli import folder as command
 from aad1.cli.folder import EvaluateFolder
-from aad1.data.clips import read_whole
+from aad1.data.clips import ClipError, read_whole
 from aad1.data.media import VideoWriter, open_image
 from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError
 from aad1.evaluation import folder as evaluation
 from aad1.evaluation.folder import MOST_KINDS, FolderEvaluation, find_videos, pooled
+from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import Report, read_report, to_markdown, write_report
 from aad1.measures import motion, video
 from aad1.measures.appearance import flicker, grid_peak, sharpness, similarity
@@ -301,6 +302,32 @@ def test_what_cannot_be_measured_is_named_and_the_rest_goes_on(true: Path, tmp_p
     assert "notes.pdf" in report.missing[0]
     assert len(report.missing) == len(words) + 1
     assert evaluate(tmp_path / "out", mine, empty) == report
+
+
+def test_a_file_that_is_cut_off_is_no_shorter_clip(tmp_path: Path) -> None:
+    """A Matroska file whose end is lost decodes without a word."""
+    rng = np.random.default_rng(0)  # noise, so that its frames lie all over the file
+    whole = write(tmp_path / "whole.mkv", rng.integers(0, 255, (49, 64, 64, 3), np.uint8))
+    assert len(read_whole(whole)[0]) == 49
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ClipError, match=r"it is cut off: \d\.\d s of the 3\.1 s that its header promises"):
+        read_whole(cut)
+
+
+def test_one_clip_has_no_interval_and_that_is_said(true: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(true / "0.mkv", alone)
+    publish(evaluate(tmp_path / "out", alone), tmp_path / "out")
+    assert "alone: one clip, so the brackets hold no interval" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_clip_that_stops_early_retains_nothing() -> None:
+    frames = clips()[0].frames
+    still = np.concatenate([frames[:13], np.repeat(frames[12:13], 36, axis=0)])
+    found = measure_video(still, FPS, CHUNK)
+    assert found.value("retention") == pytest.approx(0, abs=0.01)
 
 
 def test_a_fault_in_one_clip_costs_that_clip(true: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

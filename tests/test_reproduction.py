@@ -152,26 +152,32 @@ def test_a_document_keeps_what_is_outside_the_marks(tmp_path: Path, pieces: dict
     document = tmp_path / "results.md"
     document.write_text("before\n<!-- experiment two -->\nformer numbers\n<!-- end of two -->\nafter\n")
     found = {"two": {"short": lines(pieces)}}
-    writing.write_results(document, [TWO], found, "Made here.")
+    writing.write_results(document, [TWO], found, {"two": []}, "Made here.")
     text = document.read_text()
     assert text.startswith("before\n<!-- experiment two -->\nThe paper: one is better.\n")
     assert text.endswith("Made here.\n\n<!-- end of two -->\nafter\n")
     assert "former" not in text
     assert "| other | **" in text
-    writing.write_results(document, [TWO], found, "Made here.")
+    writing.write_results(document, [TWO], found, {"two": []}, "Made here.")
     assert document.read_text() == text
     document.write_text("nothing")
     with pytest.raises(UserError, match="no place for 'two': put <!-- experiment two -->"):
-        writing.write_results(document, [TWO], found, "")
+        writing.write_results(document, [TWO], found, {"two": []}, "")
     with pytest.raises(UserError, match="cannot read"):
-        writing.write_results(tmp_path / "none.md", [TWO], found, "")
+        writing.write_results(tmp_path / "none.md", [TWO], found, {"two": []}, "")
 
 
 def test_a_line_that_lacks_seeds_says_which_it_has(tmp_path: Path, pieces: dict[str, list[Piece]]) -> None:
-    whole = writing.to_markdown(TWO, {"short": lines(pieces)}, "")
-    lacking = writing.to_markdown(TWO, {"short": lines({"ours": pieces["ours"], "other": pieces["other"][:1]})}, "")
+    whole = writing.to_markdown(TWO, {"short": lines(pieces)}, [], "")
+    lacking = writing.to_markdown(
+        TWO, {"short": lines({"ours": pieces["ours"], "other": pieces["other"][:1]})}, ["a"], ""
+    )
     assert "(seeds" not in whole
     assert "| other (seeds 0) |" in lacking
+    assert "**Not measured yet: a.**" in lacking
+    none = writing.to_markdown(TWO, {"short": []}, ["a", "b"], "")
+    assert "Not measured yet: `aad1 reproduce --experiments two` does it." in none
+    assert "|" not in none
     assert "| ours |" in lacking
 
 

@@ -23,7 +23,7 @@ from aad1.data.media import VideoWriter, read_frames
 from aad1.errors import UserError
 from aad1.evaluation.report import read_report, to_markdown
 from aad1.evaluation.vbench import doctor, export, names, score
-from aad1.evaluation.vbench.dimensions import DIMENSIONS, REPORTED, chosen
+from aad1.evaluation.vbench.dimensions import DIMENSIONS, OFFICIAL_IMAGES, REPORTED, SAMPLES, chosen
 from aad1.evaluation.vbench.environment import CROPS, INFO, Environment, check_clone, probe, version_trouble
 from aad1.evaluation.vbench.records import read_record
 from aad1.evaluation.vbench.results import Results, check, check_sets, read_results
@@ -256,10 +256,10 @@ class VBench:
             raise RuntimeError("out of memory")
         if behaviour == "nothing":
             return
-        top = 100 if dimension == "imaging_quality" else 1
+        top = 100 if dimension == "imaging_quality" else 0 if behaviour == "zero" else 1
         rows = [{"video_path": os.path.join(videos_path, n), "video_results": top * (0.5 + 0.01 * i)}
                 for i, n in enumerate(found[1:] if behaviour == "few" else found)]
-        mean = sum(row["video_results"] for row in rows) / len(rows) / top
+        mean = sum(row["video_results"] for row in rows) / len(rows) / (top or 1)
         mean = float("nan") if behaviour == "nan" else mean
         json.dump({dimension: [mean, rows]}, open(os.path.join(self.out, name + "_eval_results.json"), "w"))
 """
@@ -428,6 +428,15 @@ def test_what_is_finished_is_kept_over_the_same_videos(environment: Environment,
     assert not (tmp_path / "out" / "temporal_flickering.json").exists()  # it was of other videos
 
 
+def test_zero_is_a_result(environment: Environment, videos: Path, tmp_path: Path) -> None:
+    """Dynamic degree of a frozen model is 0, and it is not measured again for that."""
+    behave(environment, dynamic_degree="zero")
+    for state in ("measured", "kept"):
+        [found] = run(request(environment, videos, tmp_path / "out"), chosen(["dynamic_degree"]))
+        assert (found.state, found.mean) == (state, 0)
+    assert calls(environment) == ["dynamic_degree"]
+
+
 def test_videos_that_cannot_be_read_are_refused(environment: Environment, videos: Path, tmp_path: Path) -> None:
     (videos / "a cat runs-0.mp4").unlink()
     (videos / "a cat runs-0.mp4").write_bytes(b"no video")
@@ -527,7 +536,34 @@ def test_a_report_of_whole_results(tmp_path: Path) -> None:
     assert lines[at + 1].startswith("| dynamic degree")
     assert score.WHY in lines
     assert report.missing == ["m: drift: no results of segments were given (--segments)"]
-    assert any("10 videos of 2 images; the official suite has 1775 of 355" in note for note in report.notes)
+    assert any(
+        "10 videos of 2 images; the official suite has 1775 of 355, subject dimensions over" in note
+        for note in report.notes
+    )
+
+
+def test_the_official_numbers_over_one_set_are_not_the_official_suite(tmp_path: Path) -> None:
+    """Custom mode runs every dimension over all videos: as many as the official suite has, but not its split."""
+    stems = [f"image {i:03d}-{k}" for i in range(OFFICIAL_IMAGES) for k in range(SAMPLES)]
+    rows = [{"video_path": f"{stem}.mp4", "video_results": 0.5} for stem in stems]
+    folder = write_results(tmp_path / "m", i2v_subject=[0.5, rows], i2v_background=[0.5, rows])
+    assert any("cannot stand beside published ones" in note for note in score.score(read_results(folder)).notes)
+
+
+def test_camera_motion_has_prompts_of_its_own(tmp_path: Path) -> None:
+    camera = [{"video_path": f"camera {i}-0.mp4", "video_results": True} for i in range(3)]
+    folder = write_results(tmp_path, **{name: entry(name) for name in REPORTED}, camera_motion=[1.0, camera])
+    scored = score.score(read_results(folder))
+    assert scored.measures["i2v"] is not None
+    assert (scored.videos, scored.images) == (10, 2)
+    assert any("I2V includes camera motion" in note for note in scored.notes)
+
+
+def test_total_and_dynamic_degree_have_lines_even_where_they_are_not_known(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "m", **{n: entry(n) for n in REPORTED if n != "dynamic_degree"})
+    lines = to_markdown(score.report([score.Model("m", folder)], tmp_path)).splitlines()
+    assert any(line.startswith("| Total") and line.endswith("| N/A |") for line in lines)
+    assert any(line.startswith("| dynamic degree") and line.endswith("| N/A |") for line in lines)
 
 
 def test_a_missing_dimension_makes_its_scores_na(tmp_path: Path) -> None:

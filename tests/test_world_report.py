@@ -153,6 +153,9 @@ def test_the_command_writes_report_table_and_page(
     ("words", "message"),
     [
         (["--rows", "truht"], "there is no row 'truht'; did you mean 'truth'"),
+        (["--rows", "nobody"], "constant_velocity, frozen, student, teacher, truth, truth_vae"),
+        (["--shown", "-1"], "--shown -1: use 0 or more"),
+        (["--diversity", "0"], "--diversity 0: use 1 or more"),
         (["--protocols", "sort"], "did you mean 'short'"),
         (["--clips", "0"], "0 clips"),
         (["--runs", "."], "has no finished stage"),

@@ -9,8 +9,18 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from aad1.cli.options import Device, ModelName, RecipeName, command_line, named_folders, recipe_of, refuse, say
-from aad1.errors import UserError
+from aad1.cli.options import (
+    Device,
+    ModelName,
+    RecipeName,
+    at_least,
+    command_line,
+    named_folders,
+    recipe_of,
+    refuse,
+    say,
+)
+from aad1.errors import UserError, nearest
 from aad1.evaluation import sources
 from aad1.evaluation.comparison import compare, one_table, read_reports
 from aad1.evaluation.distribution import CLIPS
@@ -78,6 +88,8 @@ class EvaluateWorld:
 
     def run(self, extra: Sequence[str]) -> None:
         """Measure, write, and say where to look."""
+        at_least(0, shown=self.shown, seed=self.seed)
+        at_least(1, diversity=self.diversity, distribution=self.distribution)
         recipe = recipe_of(self.recipe, extra, type(self))
         protocols = chosen(self.protocols, self.clips)
         folder = open_folder(model_path(self.model), device=str(pick_device(self.device)))
@@ -103,6 +115,8 @@ class EvaluateWorld:
             yield sources.videos(name, place)
 
     def _row(self, name: str, folder: WanFolder, recipe: Recipe) -> Source:
+        if name not in ROWS:
+            raise UserError(f"there is no row '{name}'{nearest(name, ROWS)}")
         if name == STUDENT:
             return sources.student(STUDENT, folder, folder.path / STUDENT, self.seed)
         return sources.beside(name, folder, recipe, self.seed)
@@ -146,6 +160,7 @@ class Compare:
     def run(self, extra: Sequence[str]) -> None:
         """Read, compare, write, and say where to look."""
         refuse(extra, type(self))
+        at_least(0, shown=self.shown)
         pairs = list(named_folders(self.reports))
         places = dict(pairs)
         if len(places) < len(pairs):

@@ -10,7 +10,17 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from aad1.cli.evaluating import Shown, finish
-from aad1.cli.options import Device, DType, StudentName, command_line, dtype_of, named_folders, refuse, row_name
+from aad1.cli.options import (
+    Device,
+    DType,
+    StudentName,
+    at_least,
+    command_line,
+    dtype_of,
+    named_folders,
+    refuse,
+    row_name,
+)
 from aad1.errors import UserError
 from aad1.evaluation.folder import FolderEvaluation, Videos, find_videos
 from aad1.evaluation.pictures import SUFFIX, make_videos, whole_chunks
@@ -73,6 +83,7 @@ class EvaluateFolder:
     def run(self, extra: Sequence[str]) -> None:
         """Make what is to be made, measure, write, and say where to look."""
         refuse(extra, type(self))
+        at_least(0, shown=self.shown, seed=self.seed)
         self._refuse_contradictions()
         folders = [find_videos(name, folder) for name, folder in named_folders(self.videos)]
         try:

@@ -83,6 +83,13 @@ def command_line() -> str:
     return shlex.join(["aad1", *GIVEN.get()])
 
 
+def at_least(least: int, **given: int | None) -> None:
+    """Raise UserError for the first option whose value is below ``least``; None was not given."""
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: use {least} or more")
+
+
 def say(text: str) -> None:
     """Print a line on stdout."""
     print(text, flush=True)

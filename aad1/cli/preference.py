@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from aad1.cli.options import Group, named_folders, refuse, say
+from aad1.cli.options import Group, at_least, named_folders, refuse, say
 from aad1.errors import UserError, nearest
 from aad1.evaluation.contestants import contestants
 from aad1.evaluation.preference import KEY, PAGE, QUESTIONS, Plan, make_study, read_key
@@ -43,6 +43,7 @@ class PreferenceMake:
     def run(self, extra: Sequence[str]) -> None:
         """Pair, write, and say what to hand out."""
         refuse(extra, type(self))
+        at_least(0, seed=self.seed)
         one, other = contestants(list(named_folders(self.videos)), self.models)
         key = make_study(one, other, self.out, Plan(asked(self.questions), self.pairs, self.seed, self.fit))
         for line in key.missing[:FEW]:

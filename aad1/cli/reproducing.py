@@ -64,7 +64,8 @@ class Reproduce:
         command = command_line()
         page = publish(as_report(experiments, found, missing, command), self.out)
         if self.write is not None:
-            write_results(self.write, experiments, found, _made(command))
+            lacking = {e.name: [grid.path(task).stem for task in grid.undone([e])] for e in experiments}
+            write_results(self.write, experiments, found, lacking, _made(command))
             say(f"wrote the tables of {', '.join(e.name for e in experiments)} into {self.write}")
         for line in missing:
             say(f"missing: {line}")
@@ -76,6 +77,8 @@ class Reproduce:
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1 or not self.seeds:
             raise UserError(f"{workers} workers and {len(self.seeds)} seeds; use at least one of each")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))} names one twice; a seed counts once")
         return workers
 
 

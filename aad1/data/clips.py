@@ -30,6 +30,7 @@ from aad1.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
 VIDEO_COLUMNS = ("video", "path")
 CAPTION_COLUMNS = ("caption", "text")
+WHOLE, SPARE = 0.95, 3  # a file that holds less of what it promises, but for so many frames, is cut off
 WORLD_CRF = 12  # 64 px of saturated colour: compression must not be what a model learns
 
 
@@ -193,9 +194,12 @@ def read_whole(path: Path) -> tuple[NDArray[np.uint8], float]:
     with _opened(path) as container:
         aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1)
         timed = [(time, _upright(frame, aspect)) for time, frame in _timed(container)]
-        said = float(container.streams.video[0].average_rate or 0)
+        said, whole = float(container.streams.video[0].average_rate or 0), _promised(container)
     _refuse_empty(path, timed)
     span = timed[-1][0] - timed[0][0]
+    gap = span / (len(timed) - 1) if span > 0 else 1 / (said or 1)
+    if span + SPARE * gap < WHOLE * whole:
+        raise ClipError(path, f"it is cut off: {span + gap:.1f} s of the {whole:.1f} s that its header promises")
     fps = said or ((len(timed) - 1) / span if span > 0 else 0.0)
     if len({frame.shape for _, frame in timed}) > 1:
         raise ClipError(path, "its frames change size")
@@ -214,6 +218,21 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
             yield container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(path, f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _promised(container: av.container.InputContainer) -> float:
+    """Seconds of picture that the header speaks of, 0 where it does not: a cut Matroska file decodes as a short one.
+
+    A container's own duration is its longest stream's, so it counts only for a file without sound; a GIF's last frame
+    may be held as long as it likes.
+    """
+    stream = container.streams.video[0]
+    if stream.codec_context.name == "gif":
+        return 0.0
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1
+    return (container.duration or 0) / av.time_base if alone else 0.0
 
 
 def _refuse_empty(path: Path, found: Sequence[object]) -> None:

@@ -156,7 +156,7 @@ def one_table(report: Report) -> str:
     for table in report.tables:
         for column in report.columns:
             values = [table.rows.get(model, {}).get(column.name) for model in models]
-            if any(values):
+            if column.stands_in(table):
                 cells = " | ".join(cell(column, value) for value in values)
                 lines.append(f"| {table.title} | {column.label} | {column.ideal} | {cells} |")
     lines += ["", *report.notes, *(f"Missing: {line}" for line in report.missing)]

@@ -72,7 +72,7 @@ def measures_table(
         f'<tr><th scope="row" title="{escape(c.legend)}">{escape(c.label)}<small>{escape(c.legend)}</small></th>'
         f'<td class="ideal">{escape(c.ideal)}</td>{"".join(_cell(c, row.get(c.name)) for row in rows.values())}</tr>'
         for c in columns
-        if any(row.get(c.name) is not None for row in rows.values())
+        if c.stands_in(table)
     )
     head = f'<tr><th scope="col">measure</th><th scope="col">ideal</th>{heads}</tr>'
     return f'<div class="wide"><table><thead>{head}</thead><tbody>{lines}</tbody></table></div>'

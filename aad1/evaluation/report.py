@@ -32,7 +32,8 @@ Kind = Literal["world", "folder", "vbench", "comparison"]
 class Column:
     """A measure as a reader needs it: its short label, what is ideal and what it means.
 
-    ideal: a number as text where there is one ("1", "0"), else words ("truth", "higher").
+    ideal: a number as text where there is one ("1", "0"), else words ("truth", "higher"); always: a table that has the
+    measure shows it even where it is N/A for every model.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Column:
     ideal: str
     legend: str
     digits: int = 2
+    always: bool = False
+
+    def stands_in(self, table: Table) -> bool:
+        """Whether the table has a line for it."""
+        values = [row[self.name] for row in table.rows.values() if self.name in row]
+        return bool(values) and (self.always or any(value is not None for value in values))
 
     def badness(self, value: float | None) -> float | None:
         """How far a value is from the ideal, None where it is N/A; where that is a word but "higher", more is worse."""
@@ -185,7 +192,7 @@ def _table(columns: Sequence[Column], table: Table, interval: bool) -> list[str]
     lines.append("|" + "---|" * (2 + len(table.rows)))
     for column in columns:
         values = [row.get(column.name) for row in table.rows.values()]
-        if any(values):
+        if column.stands_in(table):
             cells = " | ".join(cell(column, value, interval) for value in values)
             lines.append(f"| {column.label} | {column.ideal} | {cells} |")
     return lines

@@ -117,7 +117,8 @@ def measure_video(
     moved, looks = movement(frames, fps), _looks(frames)
     found = _motion(frames, fps, moved) | _drift(frames, looks) | _seams(moved, looks["luma"], chunk_frames)
     if moved.static:
-        found = {name: pair if name in ALWAYS else STANDS_STILL for name, pair in found.items()}
+        kept = (*ALWAYS, "retention") if moved.begins else ALWAYS  # it moved and stopped: nothing of it is retained
+        found = {name: pair if name in kept else STANDS_STILL for name, pair in found.items()}
         looks = {name: np.full(len(frames), np.nan) for name in looks}
     found["grid_peak"] = _known(grid_peak(frames, period), f"its sides are under {GRID_PERIODS * period} px")
     part = chunk_frames or max(1, round(fps))

@@ -75,7 +75,11 @@ class Grid:
 
     def missing(self, experiments: Iterable[Experiment]) -> list[str]:
         """What has not been measured, a line each."""
-        return [f"{self.path(task)} is not measured yet" for task in self.tasks(experiments) if not self.is_done(task)]
+        return [f"{self.path(task)} is not measured yet" for task in self.undone(experiments)]
+
+    def undone(self, experiments: Iterable[Experiment]) -> list[Task]:
+        """The measurings that are not there."""
+        return [task for task in self.tasks(experiments) if not self.is_done(task)]
 
     def is_done(self, task: Task) -> bool:
         """Whether nothing is left to do for it."""

@@ -30,14 +30,24 @@ LEGEND = (
 )
 
 
-def write_results(document: Path, experiments: Sequence[Experiment], results: Mapping[str, Lines], made: str) -> None:
-    """Replace each experiment's part of the document; raises UserError as ``read_document`` does."""
+def write_results(
+    document: Path,
+    experiments: Sequence[Experiment],
+    results: Mapping[str, Lines],
+    missing: Mapping[str, Sequence[str]],
+    made: str,
+) -> None:
+    """Replace each experiment's part of the document; missing: names of what is not measured, by experiment.
+
+    Raises UserError as ``read_document`` does.
+    """
     text = read_document(document, experiments)
     for experiment in experiments:
         begin, end = _marks(experiment)
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        text = f"{before}{begin}\n{to_markdown(experiment, results[experiment.name], made)}{end}{after}"
+        written = to_markdown(experiment, results[experiment.name], missing[experiment.name], made)
+        text = f"{before}{begin}\n{written}{end}{after}"
     write_atomic(document, text.encode())
 
 
@@ -58,9 +68,13 @@ def _marks(experiment: Experiment) -> tuple[str, str]:
     return f"<!-- experiment {experiment.name} -->", f"<!-- end of {experiment.name} -->"
 
 
-def to_markdown(experiment: Experiment, lines: Lines, made: str) -> str:
-    """The experiment's tables; ``made``: where the numbers come from, a sentence."""
+def to_markdown(experiment: Experiment, lines: Lines, missing: Sequence[str], made: str) -> str:
+    """The experiment's tables; missing: what is not measured, by name; made: where its numbers come from."""
     parts = [f"The paper: {experiment.claim}.", ""]
+    if not any(lines.values()):
+        return "\n".join(
+            [*parts, f"Not measured yet: `aad1 reproduce --experiments {experiment.name}` does it.", "", ""]
+        )
     for protocol, own in lines.items():
         frames, _ = PROTOCOLS[protocol]
         measures = [COLUMN[name] for name in experiment.measures[protocol]]
@@ -69,7 +83,8 @@ def to_markdown(experiment: Experiment, lines: Lines, made: str) -> str:
         given = f", seeds {', '.join(map(str, seeds))}" if seeds else ""
         parts += [f"{protocol.capitalize()}: {frames} frames, {clips} clips{given}.", ""]
         parts += [*_pooled(own, measures), "", *_by_seed(own, measures, seeds), ""]
-    return "\n".join([*parts, made, "", ""])
+    lacking = [f"**Not measured yet: {', '.join(missing)}.**", ""] if missing else []
+    return "\n".join([*parts, *lacking, made, "", ""])
 
 
 def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> Iterator[str]:

@@ -19,6 +19,9 @@ from aad1.evaluation.vbench.names import parse
 
 AGREEMENT = 1e-4  # of a mean with that of its videos, both in [0, 1]; VBench adds in float32
 SLACK = 1e-4  # beyond 0 and 1: cosines of rounded vectors
+CAMERA = "camera_motion"
+ALIKE = "every dimension over the same videos"
+SPLIT = "subject dimensions over pictures with a subject, background dimensions over the others, as VBench-I2V does"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def _check_mean(
     dimension: Dimension, mean: float, values: Mapping[str, float], listed: Sequence[Mapping[str, Any]]
 ) -> None:
     weights = [float(row.get("cnt_per_video", 1)) for row in listed]
+    if sum(weights) <= 0:
+        raise UserError(f"{dimension.name} counts no frame of its videos; measure it again")
     own = sum(w * v for w, v in zip(weights, values.values(), strict=True)) / sum(weights)
     if abs(own - mean) > AGREEMENT:
         scale = " (VBench divides its mean by 100, not its videos)" if dimension.per_video != 1 else ""
@@ -153,11 +158,13 @@ def check_sets(results: Mapping[str, Result]) -> str:
     """How the dimensions' videos belong together, in words.
 
     Either every dimension goes over the same videos, or, as in the official suite, some over those with a subject,
-    some over those with a background, aesthetic and imaging quality over both. Raises UserError for anything else.
+    some over those with a background, aesthetic and imaging quality over both; camera motion has prompts of its own.
+    Raises UserError for anything else.
     """
-    listed = {name: frozenset(r.videos) for name, r in results.items() if r.videos is not None}
+    own = {name: r.videos for name, r in results.items() if r.videos is not None and name != CAMERA}
+    listed = {name: frozenset(videos) for name, videos in own.items()}
     if len(set(listed.values())) <= 1:
-        return "every dimension over the same videos"
+        return ALIKE
     parts = {part: {n: v for n, v in listed.items() if DIMENSIONS[n].images == part} for part in _PARTS}
     for part in _PARTS:
         _refuse_difference(parts[part])
@@ -169,7 +176,7 @@ def check_sets(results: Mapping[str, Result]) -> str:
     others = {n: v for n, v in listed.items() if DIMENSIONS[n].images == "none"}
     if others and both:
         _refuse_difference({**others, **parts["both"]})
-    return "subject dimensions over pictures with a subject, background dimensions over the others, as VBench-I2V does"
+    return SPLIT
 
 
 _PARTS = ("subject", "background", "both")

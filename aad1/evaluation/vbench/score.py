@@ -26,7 +26,7 @@ from aad1.evaluation.report import ClipResult, Column, Curves, Report, Table, ve
 from aad1.evaluation.vbench.dimensions import ALL, DIMENSIONS, OFFICIAL_IMAGES, REPORTED, SAMPLES, Score
 from aad1.evaluation.vbench.names import parse
 from aad1.evaluation.vbench.records import read_environment, read_problems
-from aad1.evaluation.vbench.results import Result, Results, check_sets, read_results
+from aad1.evaluation.vbench.results import CAMERA, SPLIT, Result, Results, check_sets, read_results
 
 SCALE = 100.0
 SEGMENT_SECONDS = 2.0
@@ -36,7 +36,7 @@ WHY = (
 )
 NOISE = "Differences under .3 points are noise between versions of torch (VBench issue 131)."
 SCORES = (
-    Column("total", "Total", "higher", "(Quality + I2V) / 2; it rewards a frozen picture"),
+    Column("total", "Total", "higher", "(Quality + I2V) / 2; it rewards a frozen picture", always=True),
     Column("quality", "Quality", "higher", "weighted mean of six normalised dimensions, dynamic degree at half weight"),
     Column("i2v", "I2V", "higher", "mean of i2v subject and i2v background, normalised (camera motion at a tenth)"),
 )
@@ -48,7 +48,7 @@ Draws = NDArray[np.float64]
 def _column(name: str) -> Column:
     d = DIMENSIONS[name]
     weight = f"; normalised from [{d.low:g}, {d.high:g}], weight {d.weight:g}" if d.score != "none" else ""
-    return Column(name, d.label, "higher", d.legend + weight)
+    return Column(name, d.label, "higher", d.legend + weight, always=name == "dynamic_degree")
 
 
 COLUMNS = (
@@ -136,12 +136,13 @@ def score(results: Results) -> Scored:
     means = resampled(results.dimensions)
     made = combined(means)
     values = {name: None if v is None else interval(v * SCALE) for name, v in (made | means).items()}
+    values.setdefault("dynamic_degree", None)  # its line stands beside Total's, whatever was measured
     lost = lacking(results.dimensions)
     missing = list(results.problems)
     for column in SCORES:
         if lost[column.name]:
             missing.append(f"{column.label} is N/A without {', '.join(lost[column.name])}")
-    stems = {stem for r in results.dimensions.values() for stem in r.videos or ()}
+    stems = {stem for name, r in results.dimensions.items() if name != CAMERA for stem in r.videos or ()}
     images = {parse(stem).prompt for stem in stems}
     return Scored(
         values, tuple(missing), tuple(_notes(results, sets, len(stems), len(images))), len(stems), len(images)
@@ -152,14 +153,15 @@ def _notes(results: Results, sets: str, videos: int, images: int) -> list[str]:
     notes = [f"{sets[0].upper()}{sets[1:]}."]
     if alone := [name for name, r in results.dimensions.items() if r.videos is None]:
         notes.append(f"No interval, for the files hold no value of each video: {', '.join(alone)}.")
-    if (videos, images) != (official := OFFICIAL_IMAGES * SAMPLES, OFFICIAL_IMAGES):
+    official = OFFICIAL_IMAGES * SAMPLES
+    if (videos, images, sets) != (official, OFFICIAL_IMAGES, SPLIT):
         notes.append(
             f"{videos} videos of {images} images; the official suite has {official} of {OFFICIAL_IMAGES}, "
-            "so these numbers cannot stand beside published ones."
+            f"{SPLIT}. So these numbers cannot stand beside published ones."
         )
     if images == 1:
         notes.append("All videos are of one image, so the intervals say nothing.")
-    if "camera_motion" in results.dimensions:
+    if CAMERA in results.dimensions:
         notes.append("I2V includes camera motion; AAD-1's published rows do not.")
     return notes
 
