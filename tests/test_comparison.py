@@ -72,14 +72,17 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
 
 
 def test_reports_of_another_version_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
-    places = {name: tmp_path / name for name in ("a", "b", "old", "gone")}
-    for name in ("a", "b", "old"):
+    places = {name: tmp_path / name for name in ("a", "b", "old", "gone", "nan")}
+    for name in ("a", "b", "old", "nan"):
         write_report(report(1.0), places[name])
+    spoilt = places["nan"] / "report.json"
+    spoilt.write_text(spoilt.read_text().replace('"mean": 1.0', '"mean": NaN'))
     old = places["old"] / "report.json"
     old.write_text(old.read_text().replace('"format": 1', '"format": 99'))
     reports, lost = read_reports(places)
     assert list(reports) == ["a", "b"]
-    assert [line.split(":")[0] for line in lost] == ["old", "gone"]
+    assert [line.split(":")[0] for line in lost] == ["old", "gone", "nan"]
+    assert "it holds NaN" in lost[2]
     assert "format 99" in lost[0]
     assert compare(reports, places, tmp_path, lost).missing[:2] == lost
     with pytest.raises(UserError, match=r"needs two reports.*format 99"):

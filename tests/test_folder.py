@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
+import av
 import corruptions
 import numpy as np
 import pytest
@@ -313,6 +315,20 @@ def test_a_file_that_is_cut_off_is_no_shorter_clip(tmp_path: Path) -> None:
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(ClipError, match=r"it is cut off: \d\.\d s of the 3\.1 s that its header promises"):
         read_whole(cut)
+
+
+def test_frames_that_are_not_evenly_spaced_are_refused(tmp_path: Path) -> None:
+    """Frames that were lost in the middle, or a variable rate: measures take one step of time for all."""
+    with av.open(str(tmp_path / "hole.mp4"), "w") as out:
+        stream = out.add_stream("h264", rate=16)
+        stream.width = stream.height = 64
+        for index in (*range(10), *range(20, 30)):
+            frame = av.VideoFrame.from_ndarray(clips()[0].frames[index])
+            frame.pts, frame.time_base = index, Fraction(1, 16)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with pytest.raises(ClipError, match=r"two frames are 0\.69 s apart where 0\.06 s is usual"):
+        read_whole(tmp_path / "hole.mp4")
 
 
 def test_one_clip_has_no_interval_and_that_is_said(true: Path, tmp_path: Path) -> None:

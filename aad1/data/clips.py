@@ -31,6 +31,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 VIDEO_COLUMNS = ("video", "path")
 CAPTION_COLUMNS = ("caption", "text")
 WHOLE, SPARE = 0.95, 3  # a file that holds less of what it promises, but for so many frames, is cut off
+UNEVEN = 3.5  # a gap of so many usual ones: frames are lost, or the rate is not constant
 WORLD_CRF = 12  # 64 px of saturated colour: compression must not be what a model learns
 
 
@@ -201,6 +202,10 @@ def read_whole(path: Path) -> tuple[NDArray[np.uint8], float]:
     if span + SPARE * gap < WHOLE * whole:
         raise ClipError(path, f"it is cut off: {span + gap:.1f} s of the {whole:.1f} s that its header promises")
     fps = said or ((len(timed) - 1) / span if span > 0 else 0.0)
+    gaps = np.diff([time for time, _ in timed])
+    if gaps.size > SPARE and gaps.max() > UNEVEN * np.median(gaps):
+        uneven = f"two frames are {gaps.max():.2f} s apart where {np.median(gaps):.2f} s is usual"
+        raise ClipError(path, f"{uneven}: it is damaged or of variable rate; write it again at a constant rate")
     if len({frame.shape for _, frame in timed}) > 1:
         raise ClipError(path, "its frames change size")
     return np.stack([frame for _, frame in timed]), fps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ SHOWN = 12
 
 def publish(report: Report, folder: Path, shown: int = SHOWN) -> Path:
     """Write report.json, report.md and index.html with the frames of ``shown`` clips in it; returns the page's path."""
-    report = replace(report, missing=[*report.missing, *_single(report)])
+    made = {"date": datetime.date.today().isoformat(), **report.made}
+    report = replace(report, missing=[*report.missing, *_single(report)], made=made)
     write_report(report, folder)
     write_atomic(folder / TABLE, to_markdown(report).encode())
     return write_page(report, folder, shown)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -134,6 +134,11 @@ def write_report(report: Report, folder: Path) -> Path:
     return path
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    """NaN and infinity, which Python's reader of JSON would let in."""
+    raise ValueError(f"it holds {name}")
+
+
 def read_report(path: Path) -> Report:
     """The report in a file, or in a folder's ``report.json``.
 
@@ -141,7 +146,7 @@ def read_report(path: Path) -> Report:
     """
     file = path / FILE if path.is_dir() else path
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"no report at {file}: {error.strerror}; give a folder that `aad1 evaluate` wrote") from error
     except ValueError as error:

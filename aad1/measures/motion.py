@@ -6,8 +6,9 @@ The motion guard of training and the world's own measures both stand on these. F
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -154,9 +155,17 @@ def _mean(values: NDArray[np.float64]) -> float:
 # --- optical flow (OpenCV, optional) ---------------------------------------------------------
 
 
+@cache
 def has_opencv() -> bool:
-    """Whether OpenCV is installed; flow-based measures are N/A without it."""
-    return importlib.util.find_spec("cv2") is not None
+    """Whether OpenCV is installed; flow-based measures are N/A without it.
+
+    It is imported here, once, so that threads which measure never see it half imported.
+    """
+    try:
+        importlib.import_module("cv2")
+    except ImportError:
+        return False
+    return True
 
 
 def flow_fields(frames: NDArray[np.uint8], stride: int = 1) -> NDArray[np.float32]:
