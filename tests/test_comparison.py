@@ -84,7 +84,7 @@ def test_reports_of_another_version_are_named_and_the_rest_goes_on(tmp_path: Pat
     assert [line.split(":")[0] for line in lost] == ["old", "gone", "nan"]
     assert "it holds NaN" in lost[2]
     assert "format 99" in lost[0]
-    assert compare(reports, places, tmp_path, lost).missing[:2] == lost
+    assert compare(reports, places, tmp_path, lost).missing[:3] == lost
     with pytest.raises(UserError, match=r"needs two reports.*format 99"):
         read_reports({"a": places["a"], "old": places["old"]})
 
