@@ -37,6 +37,7 @@ from aad1.models.vae import geometry
 from aad1.recipe import Recipe
 from aad1.runtime import pick_device
 from aad1.streaming import STUDENT
+from aad1.training.loop import Interrupted
 from aad1.workspace import DISTILLATION, Workspace, model_path
 
 ROWS = (*sources.BESIDE, STUDENT)
@@ -96,7 +97,11 @@ class EvaluateWorld:
         rows = list(self._sources(folder, recipe))
         chunk = recipe.student.num_frames_per_block * geometry(folder.vae()).temporal
         command = command_line()
-        report = WorldEvaluation(self.out, protocols, chunk).run(rows, "Evaluation on the embedded world", command)
+        try:
+            report = WorldEvaluation(self.out, protocols, chunk).run(rows, "Evaluation on the embedded world", command)
+        except KeyboardInterrupt:
+            kept = "interrupted; finished rows are kept, the one at work begins again: the same command goes on"
+            raise Interrupted(kept) from None
         if self.distribution is not None:
             report = SetEvaluation(self.out, clips=self.distribution).with_distribution(report, rows)
         if self.diversity is not None:

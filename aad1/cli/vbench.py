@@ -222,11 +222,13 @@ class VBenchScore:
         refuse(extra, type(self))
         command = command_line()
         made = {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-        report = score.report(self._models(), self.out, made)
+        models = self._models()
+        report = score.report(models, self.out, made)
         page = publish(report, self.out)
         say(to_markdown(report))
         say(f"open {page.resolve()} in a browser")
-        if lost := [name for name, row in report.tables[0].rows.items() if row.get("total") is None]:
+        rows = report.tables[0].rows
+        if lost := [model.name for model in models if rows.get(model.name, {}).get("total") is None]:
             raise UserError(
                 f"no Total for {', '.join(lost)}: a dimension is missing, as said above; the rest is written"
             )

@@ -62,11 +62,13 @@ def _slow(log: StageLog) -> Iterator[Finding]:
 
 
 def _falling(log: StageLog) -> Iterator[Finding]:
-    """A slope that leads away from 1; one that comes down to it is an improvement."""
+    """A slope that leads away from 1; one that comes down to it, and a little beyond, is an improvement."""
     for name, limit in (("rho", at.LOW_RHO), ("kappa", at.LOW_KAPPA)):
         points = log.held_out(name)
         line = trend(points)
-        if line is None or line.slope >= 0 or line.errors < at.TREND_ERRORS or line.last >= 1 or points[-1][1] < limit:
+        if line is None or line.slope >= 0 or line.errors < at.TREND_ERRORS or points[-1][1] < limit:
+            continue
+        if line.last >= (1 + limit) / 2:  # nearer to 1 than to the limit
             continue
         reached = points[-1][0] + max(0.0, line.last - limit) / -line.slope
         saw = (

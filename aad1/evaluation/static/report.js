@@ -264,7 +264,8 @@ function begin() {
 
 // --- what people do ---------------------------------------------------------------------------
 
-for (const id of ["measure", "model", "protocol"]) $(id).onchange = () => { view.listed = PAGE; showWorst(); };
+$("measure").onchange = () => { view.listed = PAGE; showWorst(); };
+for (const id of ["model", "protocol"]) $(id).onchange = () => { view.listed = PAGE; showWorst(); $("worst").querySelector("button")?.click(); };
 $("more").onclick = () => { view.listed += PAGE; showWorst(); };
 $("clip").onchange = () => { view.name = $("clip").value; load(); };
 for (const side of ["a", "b"]) $(side).onchange = () => { view[side] = +$(side).value; load(); };

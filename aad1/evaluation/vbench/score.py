@@ -230,13 +230,17 @@ class Model:
 def report(models: Sequence[Model], out: Path, made: Mapping[str, str] | None = None) -> Report:
     """Everything that the result folders say, as one report; ``out`` is where it will be written.
 
-    Raises UserError when a model has no usable result; what else is missing is named in the report.
+    What cannot be used is named in the report, a whole model too; raises UserError when that is all of them.
     """
     scored, drifts, curves = dict[str, Scored](), dict[str, Drift](), dict[str, list[tuple[float, float | None]]]()
     missing, notes, clips = list[str](), [WHY, NOISE], list[ClipResult]()
     for model in models:
-        results = read_results(model.results)
-        scored[model.name] = score(results)
+        try:
+            results = read_results(model.results)
+            scored[model.name] = score(results)
+        except UserError as error:
+            missing.append(f"{model.name}: {error}")
+            continue
         clips += _clips(model.name, results, out)
         missing += [f"{model.name}: {line}" for line in (*scored[model.name].missing, *read_problems(model.results))]
         notes += [f"{model.name}: {line}" for line in scored[model.name].notes]
@@ -245,11 +249,13 @@ def report(models: Sequence[Model], out: Path, made: Mapping[str, str] | None = 
             curves[model.name] = list(drifts[model.name].curve)
         except UserError as error:
             missing.append(f"{model.name}: drift: {error}")
+    if not scored:
+        raise UserError("; ".join(missing))
     rows = {name: {**s.measures, "drift": drifts[name].mean if name in drifts else None} for name, s in scored.items()}
     tables = [Table("VBench-I2V", rows, {name: s.videos for name, s in scored.items()})]
     lines = [Curves("Imaging quality of long rollouts", "s", "imaging quality", curves)] if curves else []
-    environments = {model.name: read_environment(model.results) for model in models}
-    if len(models) > 1 and len({tuple(sorted(e.items())) for e in environments.values()}) > 1:
+    environments = {model.name: read_environment(model.results) for model in models if model.name in scored}
+    if len(environments) > 1 and len({tuple(sorted(e.items())) for e in environments.values()}) > 1:
         notes.append("The models were measured in different environments; `made` has the versions.")
     protocol = {"dimensions": list(REPORTED), "images": {name: s.images for name, s in scored.items()}}
     everything = {**versions(), **_merged(environments), **(made or {})}
