@@ -251,6 +251,10 @@ def test_answers_that_do_not_count_are_named(tmp_path: Path) -> None:
     for name, words in (("short.csv", "no column pair"), ("bytes.csv", "cannot be read"), ("no.csv", "No such file")):
         with pytest.raises(UserError, match=words):
             score([tmp_path / name], KEY)
+        assert score([tmp_path / name, tmp_path / "a.csv"], KEY).results[0].wins["ours"] == 1  # the rest goes on
+    twice = score([tmp_path / "a.csv", tmp_path / "a.csv"], KEY)
+    assert twice.results[0].wins == {"ours": 1, "theirs": 0}
+    assert sum("already" in line for line in twice.missing) == 3
     with pytest.raises(UserError, match=r"no answer counts.*no pair"):
         score([answers(tmp_path / "b.csv", [bad[1]])], KEY)
 

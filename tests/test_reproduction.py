@@ -246,6 +246,8 @@ def test_a_step_that_fails_is_named_and_what_needs_it_is_not_tried(tiny_folder: 
     [
         (["--experiments", "critics"], "did you mean 'critic'"),
         (["--workers", "0"], "0 workers"),
+        (["--clips", "0"], "--clips 0: use 1 or more"),
+        (["--seeds", "0", "0"], "names one twice"),
         (["--experiments", "critic", "--data.clip", "2"], "did you mean 'clips'"),
         (["--experiments", "critic", "--write", "nowhere.md"], "cannot read nowhere.md"),
     ],

@@ -53,8 +53,8 @@ class EvaluateWorld:
     """Measure models on held-out clips of the embedded world: motion, physics, identity, appearance, drift, seams.
 
     Every model stands beside the truth, the truth through the VAE, a frozen first frame, constant velocity and the
-    teacher, with 95 % bootstrap intervals over clips. What was measured before on the same weights is used again:
-    an interrupted evaluation goes on, and new rows join the old ones. Measured frames are kept without loss.
+    teacher, with 95 % bootstrap intervals over clips. Rows that were measured before on the same weights are used
+    again: an interrupted evaluation goes on, and new rows join the old ones. Measured frames are kept without loss.
     Writes report.json, report.md and index.html. These are not VBench numbers.
 
     For example:

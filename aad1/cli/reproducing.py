@@ -12,7 +12,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from aad1.cli.options import command_line, say
+from aad1.cli.options import at_least, command_line, say
 from aad1.errors import UserError, nearest
 from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import versions
@@ -55,6 +55,7 @@ class Reproduce:
     def run(self, extra: Sequence[str]) -> None:
         """Train and measure what is missing; write tables and page."""
         experiments = _named(self.experiments)
+        at_least(1, clips=self.clips)
         if self.write is not None:
             read_document(self.write, experiments)  # what is wrong with it shows before hours of work
         grid = Grid(self.out, self.results or self.out / "results", self.seeds, self._workers(), extra, self.clips)

@@ -72,7 +72,7 @@ class Score:
 def score(files: Sequence[Path], key: Key) -> Score:
     """Count what counts in the files of answers.
 
-    Raises UserError for a file that is no list of answers, and when no answer counts.
+    A file that is no list of answers is missing, too. Raises UserError when no answer counts.
     """
     missing: list[str] = []
     votes = list(_counted(files, key, missing))
@@ -111,17 +111,23 @@ def _counted(files: Sequence[Path], key: Key, missing: list[str]) -> Iterator[Vo
     """Every answer once; the others go to ``missing``."""
     seen: dict[tuple[str, str, str], str] = {}
     for file in files:
-        for line, row in _rows(file):
+        try:
+            rows = list(_rows(file))
+        except UserError as error:
+            missing.append(str(error))
+            continue
+        for line, row in rows:
             where = f"{file}, line {line}"
             if reason := _wrong(row, key):
                 missing.append(f"{where}: {reason}")
                 continue
             vote = Vote(row["rater"], row["pair"], row["question"], row["answer"])
-            before = seen.setdefault((vote.rater, vote.pair, vote.question), where)
-            if before == where:
-                yield vote
-            else:
-                missing.append(f"{where}: {vote.rater} answered this already ({before}); the first answer counts")
+            asked = (vote.rater, vote.pair, vote.question)
+            if asked in seen:
+                missing.append(f"{where}: {vote.rater} answered this already ({seen[asked]}); the first answer counts")
+                continue
+            seen[asked] = where
+            yield vote
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:

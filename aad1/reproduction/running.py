@@ -75,7 +75,8 @@ class Grid:
 
     def missing(self, experiments: Iterable[Experiment]) -> list[str]:
         """What has not been measured, a line each."""
-        return [f"{self.path(task)} is not measured yet" for task in self.undone(experiments)]
+        said = {True: "is damaged or of other recipes, and does not count", False: "is not measured yet"}
+        return [f"{self.path(task)} {said[self.path(task).exists()]}" for task in self.undone(experiments)]
 
     def undone(self, experiments: Iterable[Experiment]) -> list[Task]:
         """The measurings that are not there."""
