@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -136,6 +138,8 @@ class VBenchDoctor:
         wanted = chosen(self.dimensions)
         environment = _environment(self.python, self.clone, Path.cwd())
         videos = names.look(self.videos) if self.videos else None
+        if Path(shutil.which(self.python) or self.python).parent == Path(sys.executable).parent:
+            say("this is aad1's own environment: make one for VBench, whose packages are older, and give its --python")
         for line in doctor.describe(environment, videos):
             say(line)
         folder = videos or names.Folder(Path(), (), (), ())
