@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from aad1.measures.motion import CHUNK_FRAMES
-from aad1.measures.world import MEASURE, combine
 from aad1.recipe import load_recipe
 from aad1.reproduction.experiments import FOLDER
-from aad1.reproduction.pieces import PARTS, Piece
+from aad1.reproduction.pieces import Piece
+from aad1.reproduction.summary import value
 
 FEW, DRAWS = 8, 500
 HIGHEST = ("rho", "law_residual", "kappa", "freeze")
@@ -60,12 +60,6 @@ def few_of_many(piece: Piece, name: str) -> NDArray[np.float64]:
     return value(name, chosen) - value(name, sums.sum(axis=0)[None])
 
 
-def value(name: str, totals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The measure of each line of totals [lines, parts, 2]."""
-    parts = {p: PARTS.index(p) for p in MEASURE[name].keys}
-    return combine(MEASURE[name], {p: (totals[:, i, 0], totals[:, i, 1]) for p, i in parts.items()})
-
-
 def reading(piece: Piece) -> float:
     """rho at the training's end, less that of the test clips over as many frames."""
     frames = load_recipe(f"{FOLDER}/{piece.recipe}").data.frames
@@ -77,17 +71,23 @@ def reading(piece: Piece) -> float:
 def extremes(pieces: Sequence[Piece]) -> None:
     """Each measure's furthest reading, and the largest fall within a training, with the training's name."""
     for name in HIGHEST:
-        found = max((row[f"eval/{name}"], row["step"], title(p)) for p in pieces for row in p.training)
-        print(f"highest {name}: {found[0]:.3f}, step {found[1]:.0f} of {found[2]}")
+        told(f"highest {name}", max(readings(pieces, name)))
     for name in ("rho", "kappa"):
-        found = min((row[f"eval/{name}"], row["step"], title(p)) for p in pieces for row in p.training)
-        print(f"lowest {name}: {found[0]:.3f}, step {found[1]:.0f} of {found[2]}")
+        told(f"lowest {name}", min(readings(pieces, name)))
     for stage in sorted({piece.stage for piece in pieces}):
-        found = min((r["eval/presence"], r["step"], title(p)) for p in pieces if p.stage == stage for r in p.training)
-        print(f"lowest presence of {stage}: {found[0]:.3f}, step {found[1]:.0f} of {found[2]}")
+        told(f"lowest presence of {stage}", min(readings([p for p in pieces if p.stage == stage], "presence")))
     for name in FALLING:
         falls = [(fall([row[f"eval/{name}"] for row in piece.training]), title(piece)) for piece in pieces]
         print(f"largest fall of {name}: {max(falls)[0]:.3f}, {max(falls)[1]}")
+
+
+def readings(pieces: Sequence[Piece], name: str) -> Iterator[tuple[float, float, str]]:
+    """Every held-out value of a measure with its step and training."""
+    return ((row[f"eval/{name}"], row["step"], title(piece)) for piece in pieces for row in piece.training)
+
+
+def told(what: str, found: tuple[float, float, str]) -> None:
+    print(f"{what}: {found[0]:.3f}, step {found[1]:.0f} of {found[2]}")
 
 
 def fall(values: Sequence[float]) -> float:

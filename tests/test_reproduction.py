@@ -216,9 +216,9 @@ def grid(folder: Path, model: Path, **changes: object) -> Grid:
 @pytest.mark.slow
 def test_the_grid_does_what_is_missing_and_no_more(tiny_folder: Path, tmp_path: Path) -> None:
     whole = grid(tmp_path, tiny_folder)
-    assert len(whole.missing([SMALL])) == 2
+    assert len(whole.undone([SMALL])) == 2
     assert whole.run([SMALL]) == []
-    assert whole.missing([SMALL]) == []
+    assert whole.undone([SMALL]) == []
     found = whole.pieces(SMALL)
     assert [len(own) for own in found.values()] == [1, 1]
     assert {line.condition.label for line in summarise(SMALL, "short", found)} == {"VAE", "I"}
@@ -229,7 +229,7 @@ def test_the_grid_does_what_is_missing_and_no_more(tiny_folder: Path, tmp_path: 
     changed = {path.stem for path in times if path.stat().st_mtime_ns != times[path]}
     assert changed == {"base-truth_vae"}
     assert json.loads((tmp_path / "results" / "base-truth_vae.json").read_text())["format"] == FORMAT
-    assert len(replace(whole, seeds=(1,)).missing([SMALL])) == 1  # the truth has no seed
+    assert len(replace(whole, seeds=(1,)).undone([SMALL])) == 1  # the truth has no seed
 
 
 @pytest.mark.slow

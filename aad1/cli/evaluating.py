@@ -15,12 +15,13 @@ from aad1.cli.options import (
     RecipeName,
     at_least,
     command_line,
+    keeping,
     named_folders,
     recipe_of,
     refuse,
     say,
 )
-from aad1.errors import UserError, nearest
+from aad1.errors import UserError
 from aad1.evaluation import sources
 from aad1.evaluation.comparison import compare, one_table, read_reports
 from aad1.evaluation.distribution import CLIPS
@@ -37,7 +38,6 @@ from aad1.models.vae import geometry
 from aad1.recipe import Recipe
 from aad1.runtime import pick_device
 from aad1.streaming import STUDENT
-from aad1.training.loop import Interrupted
 from aad1.workspace import DISTILLATION, Workspace, model_path
 
 ROWS = (*sources.BESIDE, STUDENT)
@@ -97,11 +97,8 @@ class EvaluateWorld:
         rows = list(self._sources(folder, recipe))
         chunk = recipe.student.num_frames_per_block * geometry(folder.vae()).temporal
         command = command_line()
-        try:
+        with keeping("finished rows are kept, the one at work begins again"):
             report = WorldEvaluation(self.out, protocols, chunk).run(rows, "Evaluation on the embedded world", command)
-        except KeyboardInterrupt:
-            kept = "interrupted; finished rows are kept, the one at work begins again: the same command goes on"
-            raise Interrupted(kept) from None
         if self.distribution is not None:
             report = SetEvaluation(self.out, clips=self.distribution).with_distribution(report, rows)
         if self.diversity is not None:
@@ -120,11 +117,9 @@ class EvaluateWorld:
             yield sources.videos(name, place)
 
     def _row(self, name: str, folder: WanFolder, recipe: Recipe) -> Source:
-        if name not in ROWS:
-            raise UserError(f"there is no row '{name}'{nearest(name, ROWS)}")
         if name == STUDENT:
             return sources.student(STUDENT, folder, folder.path / STUDENT, self.seed)
-        return sources.beside(name, folder, recipe, self.seed)
+        return sources.beside(name, folder, recipe, self.seed, ROWS)
 
     def _stages(self, run: Path, folder: WanFolder) -> Iterator[Source]:
         """The students of a run's stages; several runs are told apart by their folders' names."""

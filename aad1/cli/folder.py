@@ -11,12 +11,14 @@ from tyro.conf import Positional, arg
 
 from aad1.cli.evaluating import Shown, finish
 from aad1.cli.options import (
+    FINISHED,
     Device,
     DType,
     StudentName,
     at_least,
     command_line,
     dtype_of,
+    keeping,
     named_folders,
     refuse,
     row_name,
@@ -28,7 +30,6 @@ from aad1.evaluation.publishing import SHOWN
 from aad1.measures.appearance import GRID_PERIOD
 from aad1.streaming import STUDENT, check_passes, load_student
 from aad1.streaming.batch import Batch, Item, weights_hash
-from aad1.training.loop import Interrupted
 
 TITLE = "Videos, without a truth"
 
@@ -86,14 +87,12 @@ class EvaluateFolder:
         at_least(0, shown=self.shown, seed=self.seed)
         self._refuse_contradictions()
         folders = [find_videos(name, folder) for name, folder in named_folders(self.videos)]
-        try:
+        with keeping(FINISHED):
             made = [self._made(self.model, self.images)] if self.model and self.images else []
             chunk = self.chunk_frames or (made[0].chunk_frames if made else None)
             period = self.grid_period or (made[0].period if made else GRID_PERIOD)
             models = [*(replace(videos, chunk_frames=chunk, period=period) for videos in folders), *made]
             report = FolderEvaluation(self.out).run(models, TITLE, command_line())
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
         finish(report, self.out, self.shown)
 
     def _refuse_contradictions(self) -> None:

@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from tyro.conf import Positional, arg
 
-from aad1.cli.options import Compile, Device, DType, ModelName, StudentName, dtype_of, refuse, say, warm_up
+from aad1.cli.options import (
+    FINISHED,
+    Compile,
+    Device,
+    DType,
+    ModelName,
+    StudentName,
+    dtype_of,
+    keeping,
+    refuse,
+    say,
+    warm_up,
+)
 from aad1.data.media import WRITABLE, VideoWriter, open_image
 from aad1.data.world import SPLITS, make_clip
 from aad1.errors import UserError, nearest
@@ -27,7 +39,6 @@ from aad1.streaming.batch import COLUMNS, Batch, Item, Mistakes, read_items, see
 from aad1.streaming.sheet import COLUMNS as SHEET
 from aad1.streaming.sheet import SheetRow, write_sheet
 from aad1.teacher_sampling import TeacherSampling
-from aad1.training.loop import Interrupted
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -142,10 +153,8 @@ class Generate:
         jobs = batch.plan(items, mistakes)
         if self.compile:
             warm_up(student, self.size, self.passes)
-        try:
+        with keeping(FINISHED):
             outcome = batch.make(jobs)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
         say(f"{folder}: {len(outcome.whole)} videos, {outcome.there} of {len(jobs)} were there already")
         rows = [SheetRow(job.path, job.item.name, job.item.prompt, job.item.seed) for job in outcome.whole]
         self._write_sheet(folder / "sheet.png", rows)

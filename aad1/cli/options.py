@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
@@ -17,11 +18,13 @@ from aad1.errors import UserError, nearest
 from aad1.progress import Progress
 from aad1.recipe import RECIPES, Recipe, load_recipe, recipes_in_words
 from aad1.streaming import DTYPES, Student
+from aad1.training.loop import Interrupted
 
 Out = Annotated[
     Path | None,
     arg(aliases=["-o"], help="folder for everything it makes (default: runs/RECIPE)"),
 ]
+FINISHED = "what was finished is kept"
 RECIPE_HELP = f"one of {recipes_in_words()} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
 RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
 ResumeFlag = Annotated[bool, arg(help="go on from the last checkpoint")]
@@ -81,6 +84,15 @@ def warm_up(student: Student, size: tuple[int, int] | None = None, passes: Seque
 def command_line() -> str:
     """What was asked for, as it would be typed: reports say how they were made."""
     return shlex.join(["aad1", *GIVEN.get()])
+
+
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Ctrl-C within ends the command with a word on what is kept, for the same command goes on from it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {what}: the same command goes on") from None
 
 
 def at_least(least: int, **given: int | None) -> None:

@@ -60,12 +60,13 @@ class Reproduce:
             read_document(self.write, experiments)  # what is wrong with it shows before hours of work
         grid = Grid(self.out, self.results or self.out / "results", self.seeds, self._workers(), extra, self.clips)
         failed = [] if self.measured_only else grid.run(experiments)
-        missing = [*failed, *grid.missing(experiments)]
+        undone = {experiment.name: grid.undone([experiment]) for experiment in experiments}
+        missing = [*failed, *dict.fromkeys(grid.lacks(task) for tasks in undone.values() for task in tasks)]
         found = {experiment.name: _lines(grid, experiment) for experiment in experiments}
         command = command_line()
         page = publish(as_report(experiments, found, missing, command), self.out)
         if self.write is not None:
-            lacking = {e.name: [grid.path(task).stem for task in grid.undone([e])] for e in experiments}
+            lacking = {name: [task.name for task in tasks] for name, tasks in undone.items()}
             write_results(self.write, experiments, found, lacking, _made(command))
             say(f"wrote the tables of {', '.join(e.name for e in experiments)} into {self.write}")
         for line in missing:

@@ -12,7 +12,19 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from aad1.cli.options import Device, DType, Group, ModelName, StudentName, command_line, dtype_of, refuse, say
+from aad1.cli.options import (
+    FINISHED,
+    Device,
+    DType,
+    Group,
+    ModelName,
+    StudentName,
+    command_line,
+    dtype_of,
+    keeping,
+    refuse,
+    say,
+)
 from aad1.errors import UserError
 from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import to_markdown
@@ -23,7 +35,6 @@ from aad1.evaluation.vbench.run import Mode, Outcome, Request, run
 from aad1.files import write_errors
 from aad1.streaming import STUDENT, load_student
 from aad1.streaming.batch import Batch, Item, Mistakes, read_items, weights_hash
-from aad1.training.loop import Interrupted
 
 Clone = Annotated[Path | None, arg(help="your clone of VBench (git HEAD); without it, the package in --python is used")]
 Python = Annotated[str, arg(help="the Python of the environment that VBench is installed in")]
@@ -79,10 +90,8 @@ class VBenchExport:
             raise UserError(f"export takes one of --images, --batch, --clone and --existing, not {len(given)} of them")
         if self.segments is not None and self.existing is None:
             raise UserError("--segments cuts videos that are there; give --existing")
-        try:
+        with keeping(FINISHED):
             made = self._existing(self.existing) if self.existing else self._generated()
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; what was finished is kept: the same command goes on") from None
         say(f"{made.videos}: {made.count} videos, {made.there} of them were there already")
         if made.failed:
             rest = f" (and {len(made.failed) - 1} more)" if len(made.failed) > 1 else ""
@@ -189,10 +198,8 @@ class VBenchRun:
         for line in videos.problems:
             say(f"warning: {line}")
         request = Request(videos, self.out, environment, self.images, self.ratio, self.mode)
-        try:
+        with keeping("finished dimensions are kept"):
             outcomes = run(request, wanted)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; finished dimensions are kept: the same command goes on") from None
         self._tell(outcomes)
 
     def _tell(self, outcomes: Sequence[Outcome]) -> None:

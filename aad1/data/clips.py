@@ -195,17 +195,11 @@ def read_whole(path: Path) -> tuple[NDArray[np.uint8], float]:
     with _opened(path) as container:
         aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1)
         timed = [(time, _upright(frame, aspect)) for time, frame in _timed(container)]
-        said, whole = float(container.streams.video[0].average_rate or 0), _promised(container)
+        said, promised = float(container.streams.video[0].average_rate or 0), _promised(container)
     _refuse_empty(path, timed)
     span = timed[-1][0] - timed[0][0]
-    gap = span / (len(timed) - 1) if span > 0 else 1 / (said or 1)
-    if span + SPARE * gap < WHOLE * whole:
-        raise ClipError(path, f"it is cut off: {span + gap:.1f} s of the {whole:.1f} s that its header promises")
     fps = said or ((len(timed) - 1) / span if span > 0 else 0.0)
-    gaps = np.diff([time for time, _ in timed])
-    if gaps.size > SPARE and gaps.max() > UNEVEN * np.median(gaps):
-        uneven = f"two frames are {gaps.max():.2f} s apart where {np.median(gaps):.2f} s is usual"
-        raise ClipError(path, f"{uneven}: it is damaged or of variable rate; write it again at a constant rate")
+    _refuse_holes(path, [time for time, _ in timed], fps, promised)
     if len({frame.shape for _, frame in timed}) > 1:
         raise ClipError(path, "its frames change size")
     return np.stack([frame for _, frame in timed]), fps
@@ -238,6 +232,17 @@ def _promised(container: av.container.InputContainer) -> float:
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1
     return (container.duration or 0) / av.time_base if alone else 0.0
+
+
+def _refuse_holes(path: Path, times: Sequence[float], fps: float, promised: float) -> None:
+    """Frames that are lost at the end or on the way would pass for a shorter or a quicker clip."""
+    gaps, span = np.diff(times), times[-1] - times[0]
+    usual = float(np.median(gaps)) if len(gaps) else 1 / (fps or 1)
+    if span + SPARE * usual < WHOLE * promised:
+        raise ClipError(path, f"it is cut off: {span + usual:.1f} s of the {promised:.1f} s that its header promises")
+    if len(gaps) > SPARE and gaps.max() > UNEVEN * usual:
+        uneven = f"two frames are {gaps.max():.2f} s apart where {usual:.2f} s is usual"
+        raise ClipError(path, f"{uneven}: it is damaged or of variable rate; write it again at a constant rate")
 
 
 def _refuse_empty(path: Path, found: Sequence[object]) -> None:

@@ -48,15 +48,18 @@ class Source:
     saved: bool = False
 
 
-def beside(name: str, folder: WanFolder, recipe: Recipe, seed: int = 0) -> Source:
-    """One of BESIDE; the recipe says how a teacher is sampled. Raises UserError for another name."""
+def beside(name: str, folder: WanFolder, recipe: Recipe, seed: int = 0, allowed: Sequence[str] = BESIDE) -> Source:
+    """One of BESIDE; the recipe says how a teacher is sampled.
+
+    Raises UserError for another name, which tells what the caller allows.
+    """
     if name in CONTROLS:
         return control(name)
     if name == "truth_vae":
         return through_vae(folder)
     if name == "teacher":
         return teacher(folder, recipe.showing.teacher, recipe.negative_prompt, recipe.data.frames, seed)
-    raise UserError(f"there is no row '{name}'{nearest(name, BESIDE)}")
+    raise UserError(f"there is no row '{name}'{nearest(name, allowed)}")
 
 
 def control(name: str) -> Source:

@@ -73,14 +73,16 @@ class Grid:
             found[condition.label] = [piece for piece in own if piece is not None]
         return found
 
-    def missing(self, experiments: Iterable[Experiment]) -> list[str]:
-        """What has not been measured, a line each."""
-        said = {True: "is damaged or of other recipes, and does not count", False: "is not measured yet"}
-        return [f"{self.path(task)} {said[self.path(task).exists()]}" for task in self.undone(experiments)]
-
     def undone(self, experiments: Iterable[Experiment]) -> list[Task]:
         """The measurings that are not there."""
         return [task for task in self.tasks(experiments) if not self.is_done(task)]
+
+    def lacks(self, task: Task) -> str:
+        """Why there is no result of a measuring, a line."""
+        path = self.path(task)
+        if path.exists():
+            return f"{path} is damaged or of other recipes, and does not count"
+        return f"{path} is not measured yet"
 
     def is_done(self, task: Task) -> bool:
         """Whether nothing is left to do for it."""

@@ -69,10 +69,11 @@ def _paired(own: Sequence[Piece], first: Sequence[Piece]) -> tuple[list[Piece], 
 def _changes(
     own: Sequence[Piece], first: Sequence[Piece], protocol: str, measures: Sequence[str]
 ) -> dict[str, Interval | None]:
+    here, there = Totals.of(own, protocol), Totals.of(first, protocol)
     found = {}
     for name in measures:
-        (here, mine), (there, theirs) = _measured(name, own, protocol), _measured(name, first, protocol)
-        found[name] = _interval(here - there, mine - theirs)
+        pooled, by_seed = value(name, here.draws), value(name, here.seeds)
+        found[name] = _interval(pooled - value(name, there.draws), by_seed - value(name, there.seeds))
     return found
 
 
@@ -83,40 +84,52 @@ def _line(
     measures: Sequence[str],
     changes: Mapping[str, Interval | None],
 ) -> Line:
+    totals = Totals.of(pieces, protocol)
+    by_seed = {name: value(name, totals.seeds) for name in measures}
     return Line(
         condition,
         [piece.seed for piece in pieces],
         len(pieces[0].protocols[protocol].tracks),
-        {name: _interval(*_measured(name, pieces, protocol)) for name in measures},
-        {name: [_known(value) for value in _measured(name, pieces, protocol)[1]] for name in measures},
+        {name: _interval(value(name, totals.draws), by_seed[name]) for name in measures},
+        {name: [None if np.isnan(own) else float(own) for own in by_seed[name]] for name in measures},
         changes,
         _curves(pieces, protocol),
     )
 
 
-def _measured(name: str, pieces: Sequence[Piece], protocol: str) -> tuple[Values, Values]:
-    """The measure over all seeds' clips and then each resample of the clips, [draws]; each seed's own, [seeds]."""
-    arrays = np.stack([piece.protocols[protocol].array() for piece in pieces])  # [seeds, clips, parts, 2]
-    return _value(name, np.tensordot(draws(arrays.shape[1]), arrays.sum(axis=0), 1)), _value(name, arrays.sum(axis=1))
+@dataclass(frozen=True)
+class Totals:
+    """Numerators and denominators. draws: over all seeds' clips, then over each resample of the clips,
+    [draws, parts, 2]; seeds: over each seed's own clips, [seeds, parts, 2].
+    """
+
+    draws: Values
+    seeds: Values
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], protocol: str) -> Totals:
+        """Of the pieces of one condition, a piece a seed."""
+        arrays = np.stack([piece.protocols[protocol].array() for piece in pieces])  # [seeds, clips, parts, 2]
+        return cls(np.tensordot(draws(arrays.shape[1]), arrays.sum(axis=0), 1), arrays.sum(axis=1))
 
 
 def _interval(values: Values, by_seed: Values) -> Interval | None:
     """Around the first of ``values``; None where that is N/A. One seed alone gives an interval over clips."""
     if np.isnan(values[0]):
         return None
-    known = by_seed[~np.isnan(by_seed)]
-    seeds = (
-        stats.t.ppf(0.5 + LEVEL / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else 0.0
-    )
-    width = float(np.hypot(seeds, stats.norm.ppf(0.5 + LEVEL / 2) * np.nanstd(values[1:])))
-    return Interval(float(values[0]), float(values[0]) - width, float(values[0]) + width)
+    over_clips = stats.norm.ppf(0.5 + LEVEL / 2) * np.nanstd(values[1:])
+    mean, width = float(values[0]), float(np.hypot(_over_seeds(by_seed[~np.isnan(by_seed)]), over_clips))
+    return Interval(mean, mean - width, mean + width)
 
 
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _over_seeds(known: Values) -> float:
+    """Half of Student's interval of the mean; 0 of one value, which says nothing of its scatter."""
+    if len(known) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.5 + LEVEL / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5)
 
 
-def _value(name: str, totals: Values) -> Values:
+def value(name: str, totals: Values) -> Values:
     """The measure of each line of totals [lines, parts, 2], numerators and denominators."""
     parts = {part: PARTS.index(part) for part in MEASURE[name].keys}
     return combine(MEASURE[name], {part: (totals[:, i, 0], totals[:, i, 1]) for part, i in parts.items()})

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Task:
 
     def load(self) -> Recipe:
         """Its recipe, with its seed."""
-        return load_recipe(f"{FOLDER}/{self.recipe}", [*self.values, "--seed", str(self.seed)])
+        return _recipe(self.recipe, self.seed, self.values)
 
     def assembly(self, root: Path) -> Assembly:
         """What runs it: it works in its own folder and finds what it needs in others'."""
@@ -68,7 +69,7 @@ def tasks_for(condition: Condition, seed: int, values: Sequence[str] = ()) -> Ta
     if not condition.trained:
         needs: tuple[Task, ...] = ()
     else:
-        recipe = _recipe(condition, seed, values)
+        recipe = _recipe(condition.recipe, seed, tuple(values))
         before = _task("trajectories", condition, seed, values, (clips,))
         chain = {"ode_init": (_task("ode_init", condition, seed, values, (clips, before)))}
         if condition.stage == "dmd_warmup" or recipe.adversarial.begins_with == "dmd_warmup":
@@ -80,12 +81,14 @@ def tasks_for(condition: Condition, seed: int, values: Sequence[str] = ()) -> Ta
     return Task(condition.piece(seed), condition.recipe, seed, "measure", tuple(values), condition, needs)
 
 
-def _recipe(condition: Condition, seed: int, values: Sequence[str]) -> Recipe:
-    return load_recipe(f"{FOLDER}/{condition.recipe}", [*values, "--seed", str(seed)])
+@cache
+def _recipe(name: str, seed: int, values: tuple[str, ...]) -> Recipe:
+    """Read once: every condition asks for its own at every step before it."""
+    return load_recipe(f"{FOLDER}/{name}", [*values, "--seed", str(seed)])
 
 
 def _task(step: str, condition: Condition, seed: int, values: Sequence[str], needs: tuple[Task, ...]) -> Task:
-    name = f"{step}-{key_of(step, _recipe(condition, seed, values))[:DIGITS]}"
+    name = f"{step}-{key_of(step, _recipe(condition.recipe, seed, tuple(values)))[:DIGITS]}"
     return Task(name, condition.recipe, seed, step, tuple(values), needs=needs)
 
 

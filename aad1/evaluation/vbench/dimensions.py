@@ -86,6 +86,7 @@ DREAMSIM = Weights(
 )
 COTRACKER = Weights("CoTracker 2", (("{hub}/checkpoints/cotracker2.pth", "{hub}/facebookresearch_co-tracker_main"),))
 
+CAMERA = "camera_motion"
 ALL = (
     Dimension(
         "subject_consistency",
@@ -168,7 +169,7 @@ ALL = (
         weights=(DREAMSIM,),
     ),
     Dimension(
-        "camera_motion",
+        CAMERA,
         "camera",
         "share of videos that follow the caption's camera motion (CoTracker); AAD-1 does not report it",
         "i2v",
@@ -186,7 +187,7 @@ ALL = (
     ),
 )
 DIMENSIONS: Mapping[str, Dimension] = {dimension.name: dimension for dimension in ALL}
-REPORTED = tuple(d.name for d in ALL if d.score != "none" and d.name != "camera_motion")  # the paper's eight
+REPORTED = tuple(d.name for d in ALL if d.score != "none" and d.name != CAMERA)  # the paper's eight
 COMMON = ("numpy", "torch", "torchvision", "cv2", "PIL", "decord", "tqdm")  # VBench imports them for every dimension
 WANTED: Mapping[str, str] = {  # versions that VBench-I2V is known to work with
     "numpy": "<2",

@@ -28,7 +28,7 @@ from PIL import Image
 from aad1.data.clips import VIDEO_SUFFIXES, list_rows
 from aad1.data.media import EXACT, VideoWriter, fit_image, open_image
 from aad1.errors import UserError
-from aad1.evaluation.vbench.dimensions import RATIOS, SAMPLES
+from aad1.evaluation.vbench.dimensions import CAMERA, RATIOS, SAMPLES
 from aad1.evaluation.vbench.environment import CROPS, check_clone
 from aad1.evaluation.vbench.names import SUFFIX, clean, parse, refuse_collisions, segment_name, shape, video_name
 from aad1.evaluation.vbench.run import official_rows
@@ -75,7 +75,7 @@ def official_items(clone: Path, ratio: str, usual: Item) -> list[Item]:
     if ratio not in RATIOS:
         raise UserError(f"ratio {ratio}; VBench-I2V has {', '.join(RATIOS)} (832x480 is 7-4)")
     clone = check_clone(clone)
-    rows = [row for row in official_rows(clone) if "image_name" in row and set(row["dimension"]) != {"camera_motion"}]
+    rows = [row for row in official_rows(clone) if "image_name" in row and set(row["dimension"]) != {CAMERA}]
     folder = clone / CROPS / ratio
     lost = [row["image_name"] for row in rows if not (folder / row["image_name"]).is_file()]
     if lost or not rows:

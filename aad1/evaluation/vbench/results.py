@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from aad1.errors import UserError
-from aad1.evaluation.vbench.dimensions import DIMENSIONS, Dimension
+from aad1.evaluation.vbench.dimensions import CAMERA, DIMENSIONS, Dimension
 from aad1.evaluation.vbench.names import parse
 
 AGREEMENT = 1e-4  # of a mean with that of its videos, both in [0, 1]; VBench adds in float32
 SLACK = 1e-4  # beyond 0 and 1: cosines of rounded vectors
-CAMERA = "camera_motion"
 ALIKE = "every dimension over the same videos"
 SPLIT = "subject dimensions over pictures with a subject, background dimensions over the others, as VBench-I2V does"
 

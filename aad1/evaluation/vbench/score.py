@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from aad1.errors import UserError
 from aad1.evaluation.intervals import Interval, draws, interval
 from aad1.evaluation.report import ClipResult, Column, Curves, Report, Table, versions
-from aad1.evaluation.vbench.dimensions import ALL, DIMENSIONS, OFFICIAL_IMAGES, REPORTED, SAMPLES, Score
+from aad1.evaluation.vbench.dimensions import ALL, CAMERA, DIMENSIONS, OFFICIAL_IMAGES, REPORTED, SAMPLES, Score
 from aad1.evaluation.vbench.names import parse
 from aad1.evaluation.vbench.records import read_environment, read_problems
-from aad1.evaluation.vbench.results import CAMERA, SPLIT, Result, Results, check_sets, read_results
+from aad1.evaluation.vbench.results import SPLIT, Result, Results, check_sets, read_results
 
 SCALE = 100.0
 SEGMENT_SECONDS = 2.0
