@@ -13,9 +13,9 @@ STAMP := .venv/.installed
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-# What the commands and tests of today need beside the core: plots and optical flow (the extra `eval`),
-# TensorBoard, and the tools that `make test` runs.
-TOOLS := tensorboard openai schemathesis playwright httpx pytest pytest-xdist pytest-timeout hypothesis ruff mypy types-PyYAML pre-commit
+# What the commands and tests of today need beside the core: plots and optical flow (the extra `eval`), the server,
+# tables and datasets of clips (`data`), TensorBoard and adapters, and the tools that `make test` runs.
+TOOLS := tensorboard peft openai schemathesis playwright httpx pytest pytest-xdist pytest-timeout hypothesis ruff mypy types-PyYAML pre-commit
 
 # Two test processes with one thread each: more threads would fight over the same cores.
 WORKERS ?= 2
@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 		touch $(UNFINISHED); \
 	fi
 	$(PIP) torch
-	$(PIP) -e ".[eval,serve]" $(TOOLS)
+	$(PIP) -e ".[eval,serve,data]" $(TOOLS)
 	@rm -f $(UNFINISHED)
 	@touch $(STAMP)
 
