@@ -26,6 +26,7 @@ from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.files import reason_and_remedy, write_atomic
+from aad1.models.adapters import adapted
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
     ASSETS,
@@ -61,7 +62,7 @@ from aad1.training.randomness import generator_for
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
 WORLD_SOURCES: dict[str, Track | None] = {"world": None, "world:determined": "determined", "world:free": "free"}
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer", "state_encoder": "state_encoder"}
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 CLIPS, COUNT = "clips", "clip count"
@@ -160,6 +161,20 @@ class Assembly:
     def teacher(self) -> CausalWanTransformer3DModel:
         """A fresh copy of the teacher, with the student's chunk, window, sink, passes and size in its config."""
         return self.folder.transformer(CausalWanTransformer3DModel, **self._student_config())
+
+    @cached_property
+    def backbone(self) -> CausalWanTransformer3DModel:
+        """The one frozen transformer under teacher, fake score and critic of a recipe with adapters."""
+        assert self.recipe.lora is not None
+        folder = replace(self.folder, dtype=DTYPES[self.recipe.lora.dtype])
+        return folder.transformer(CausalWanTransformer3DModel, **self._student_config()).requires_grad_(False)
+
+    def _frozen_teacher(self) -> CausalWanTransformer3DModel:
+        return self.teacher() if self.recipe.lora is None else self.backbone
+
+    def _learning_teacher(self) -> CausalWanTransformer3DModel:
+        """What begins as the teacher and learns: a copy of it, or adapters around the shared backbone."""
+        return self.teacher() if self.recipe.lora is None else adapted(self.backbone, self.recipe.lora)
 
     def _student_config(self) -> dict[str, Any]:
         return {**as_dict(self.recipe)["student"], "size": list(self.recipe.data.size)}
@@ -357,7 +372,8 @@ class Assembly:
         config, before = self.recipe.adversarial, self._before("adversarial")
         generator = self.student(before)
         # A causal critic starts from the student, a bidirectional one from the teacher.
-        backbone = self.student(before) if config.critic.visibility == "block_causal" else self.teacher()
+        causal = config.critic.visibility == "block_causal"
+        backbone = self.student(before) if causal else self._learning_teacher()
         game = AdversarialStage(
             config,
             generator,
@@ -371,7 +387,7 @@ class Assembly:
     def _scores(self) -> ScoreDistillation:
         """Fake score and teacher, both the folder's transformer to begin with."""
         negative = self.prompt(self.recipe.negative_prompt)
-        return ScoreDistillation(self.recipe.dmd_warmup, self.teacher(), self.teacher(), negative)
+        return ScoreDistillation(self.recipe.dmd_warmup, self._learning_teacher(), self._frozen_teacher(), negative)
 
     def _before(self, name: str) -> str:
         """The stage whose student ``name`` begins with."""
@@ -442,14 +458,20 @@ class Assembly:
         self._sources()
         recipe = self.recipe
         check_levels(recipe.trajectories.stored_levels, recipe.student.passes)
+        if recipe.lora is not None and recipe.adversarial.critic.visibility != "full":
+            raise UserError(
+                "with `lora` the critic shares the teacher's backbone, so adversarial.critic.visibility must be full, "
+                f"not {recipe.adversarial.critic.visibility}; leave out `lora` for a causal critic"
+            )
         with torch.device("meta"):  # names and shapes alone
             config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
             model = CausalWanTransformer3DModel.from_config(config)
             Player("generator", model, recipe.ode_init.optimizer)
             Player("generator", model, recipe.dmd_warmup.generator_optimizer)
-            Player("fake_score", model, recipe.dmd_warmup.fake_score_optimizer)
             Player("generator", model, recipe.adversarial.generator_optimizer)
-            Player("critic", self._critic(model), recipe.adversarial.critic_optimizer)
+            learning = model if recipe.lora is None else adapted(model, recipe.lora)
+            Player("fake_score", learning, recipe.dmd_warmup.fake_score_optimizer)
+            Player("critic", self._critic(learning), recipe.adversarial.critic_optimizer)
 
     def refuse_install(self) -> None:
         """Raise UserError when trained parts cannot be put into the Wan folder: said before they are trained."""

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from aad1.errors import UserError, nearest
 from aad1.flow import are_pass_levels
 from aad1.limits import Count, Natural, Positive, Seed, Sides
+from aad1.models.adapters import AdapterConfig
 from aad1.stages.adversarial import AdversarialConfig
 from aad1.stages.dmd_warmup import DmdWarmupConfig
 from aad1.stages.ode_init import OdeInitConfig
@@ -89,8 +90,9 @@ class Student:
 class Recipe:
     """Every value of a run; a stage reads only its own section.
 
-    model: a Wan folder, or the name of a bundled one; device: auto, cpu or a GPU; threads: CPU threads
-    (results are reproducible for the same number; 0 = all cores).
+    model: a Wan folder, or the name of a bundled one; lora: fake score and critic learn adapters, and share one frozen
+    backbone with the teacher; device: auto, cpu or a GPU; threads: CPU threads (results are reproducible for the same
+    number; 0 = all cores).
     """
 
     seed: Seed
@@ -101,6 +103,7 @@ class Recipe:
     ode_init: OdeInitConfig
     dmd_warmup: DmdWarmupConfig
     adversarial: AdversarialConfig
+    lora: AdapterConfig | None = None
     new: NewFolder | None = None
     text: TextConfig | None = None
     vae: VaeConfig | None = None

@@ -176,7 +176,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         grid = hidden.shape[3:]
         hidden = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens, dim]
         temb, modulation, text, _ = self.condition_embedder(
-            (t * TIMESTEP_SCALE).flatten(), text, None, timestep_seq_len=hidden.shape[1]
+            (t * TIMESTEP_SCALE).flatten(), text.to(hidden.dtype), None, timestep_seq_len=hidden.shape[1]
         )
         rotation = self._rotation(max(len(view.keys) for view in views), *grid)
         return Step(hidden.contiguous(), modulation.unflatten(2, (6, -1)).float(), temb, text, views, rotation)

@@ -78,5 +78,6 @@ class Critic(nn.Module):
     def forward(self, latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """Logits of noised clips, [batch] (or [batch, frames] for ``frame`` granularity)."""
         hidden = self.backbone.features(latents, t, text, self.layers, self.visibility)
-        reads = [head(h, self.granularity) for head, h in zip(self.heads, hidden, strict=True)]
+        precise = self.logit.weight.dtype  # of the heads: a frozen backbone may be of half precision
+        reads = [head(h.to(precise), self.granularity) for head, h in zip(self.heads, hidden, strict=True)]
         return self.logit(self.norm(torch.cat(reads, dim=-1))).squeeze(-1)
