@@ -483,9 +483,9 @@ def test_a_run_goes_on_with_the_clips_it_was_begun_with(
 
 
 def test_a_damaged_store(mistake: Mistakes, work: Callable[..., list[str]], tmp_path: Path) -> None:
-    shard = tmp_path / "work" / "clips" / "shard-00000.safetensors"
+    shard = tmp_path / "work" / "clips" / "block-00000-64x64.safetensors"
     shard.write_bytes(shard.read_bytes()[:100])
-    assert "shard-00000 is torn" in mistake(["train", "teacher", *work()])
+    assert "block-00000-64x64.safetensors is torn" in mistake(["train", "teacher", *work()])
 
 
 # --- mistakes: sizes and videos --------------------------------------------------------------
