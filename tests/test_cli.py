@@ -460,7 +460,7 @@ def test_a_grid_without_the_levels(mistake: Mistakes, work: Callable[..., list[s
 def rename_clips(root: Path) -> None:
     """The clips of a store, as if they were others."""
     for rows in (root / "clips").glob("*.jsonl"):
-        rows.write_text(rows.read_text().replace(":train:", ":val:"))
+        rows.write_text(rows.read_text().replace(":train:", ":other:"))
 
 
 def test_trajectories_of_other_clips(mistake: Mistakes, work: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_a_run_goes_on_with_the_clips_it_was_begun_with(
     rename_clips(tmp_path / "work")
     if stage == "ode_init":
         for rows in (tmp_path / "work" / "trajectories").glob("*.jsonl"):
-            rows.write_text(rows.read_text().replace(":train:", ":val:"))
+            rows.write_text(rows.read_text().replace(":train:", ":other:"))
     line = mistake(["train", stage, *work("--resume")])
     assert f"{stage} was begun with other clips; put those back" in line
 
