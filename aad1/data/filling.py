@@ -17,6 +17,7 @@ from aad1.progress import Progress
 
 PAUSE = 0.2  # seconds between looks at what the others have made
 NAMED = 8  # missing blocks named in an error
+REASON = 200  # characters of a helper's failure in it
 SHOWN = 10  # skipped clips named in the summary
 Make = Callable[[Sequence[range]], Iterator[Sequence[Clip | Skip]]]
 
@@ -47,7 +48,7 @@ class Summary:
     unit: str = "clip"
 
     def __str__(self) -> str:
-        text = f"{self.folder}: {self.count} {self.unit}s"
+        text = f"{self.folder}: {self.count} {several(self.unit)}"
         if not self.skipped:
             return text
         lines = [f"  {skip.source}: {skip.reason}" for skip in self.skipped[:SHOWN]]
@@ -86,7 +87,7 @@ def fill(
         _await_others(bar, writers, helpers)
         for writer in writers:
             writer.complete()
-        summaries = [Summary(w.folder, w.count, tuple(sorted(w.skips, key=lambda s: s.position))) for w in writers]
+        summaries = [_summary(writer) for writer in writers]
         for summary in summaries:
             bar.print(str(summary))
         return summaries
@@ -97,6 +98,16 @@ def follow(works: Sequence[Work], team: Team) -> None:
     for work in works:
         for _ in _make(work, await_plan(work.folder, team.run), team):
             pass
+
+
+def several(unit: str) -> str:
+    """The plural of what messages call an item."""
+    return f"{unit.removesuffix('y')}ies" if unit.endswith("y") else f"{unit}s"
+
+
+def _summary(writer: StoreWriter) -> Summary:
+    skips = tuple(sorted(writer.skips, key=lambda skip: skip.position))
+    return Summary(writer.folder, writer.count, skips, writer.unit)
 
 
 def _writer(work: Work) -> StoreWriter:
@@ -138,9 +149,10 @@ def _refuse_missing(writers: Sequence[StoreWriter], helpers: Helpers) -> None:
     for writer in writers:
         if missing := writer.missing:
             named = ", ".join(map(str, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
-            lost = "; ".join(f"process {fallen.rank} failed: {fallen.reason}" for fallen in helpers.fallen[:1])
+            what = f"{len(missing)} blocks of {writer.header.block} {several(writer.unit)} are missing ({named})"
+            failed = f"{len(helpers.fallen)} of {helpers.ranks} processes failed"
+            first = "".join(fallen.reason for fallen in helpers.fallen[:1])[:REASON]
             raise UserError(
-                f"{writer.folder}: {len(missing)} blocks of {writer.header.block} {writer.unit}s are missing ({named}) "
-                f"because {len(helpers.fallen)} of {helpers.ranks} processes failed ({lost[:200]}); all others are "
-                "kept: the same command makes the missing ones"
+                f"{writer.folder}: {what} because {failed} ({first}); all others are kept: the same command makes the "
+                "missing ones"
             )
