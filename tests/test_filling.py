@@ -173,7 +173,7 @@ def test_helpers_that_fail_cost_their_own_blocks(
     unbroken: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
-        UserError, match=r"9 blocks of 2 clips are missing \(9, .*3 of 4 processes failed \(it was killed"
+        UserError, match=r"10 blocks of 2 clips are missing \(9, .*3 of 4 processes failed \(it was killed"
     ):
         fill([work(tmp_path)], "filling", helpers=Helpers(partial(help_out, tmp_path, 0.0, HARMS), 4))
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("process ")]
