@@ -1,7 +1,7 @@
 """How fast, how safe and how forgiving `aad1 prepare clips` is, on the embedded world's clips as mp4 files.
 
     python benchmarks/prepare_speed.py speed          # the VAE alone, and reading, encoding and storing; clips a second
-    python benchmarks/prepare_speed.py kills          # SIGKILL at random moments, with 1 to 3 processes, until it is done
+    python benchmarks/prepare_speed.py kills          # SIGKILL at random moments, of 1 to 3 processes, till it is done
     python benchmarks/prepare_speed.py corrupt        # 3 of 300 files are damaged
     python benchmarks/prepare_speed.py open           # a store of 100,000 clips (of no size): opening, order, memory
 

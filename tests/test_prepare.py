@@ -20,7 +20,6 @@ from aad1.data.filling import Summary, fill
 from aad1.data.latents import LatentStore
 from aad1.data.media import VideoWriter, video_to_tensor
 from aad1.data.prepare import (
-    READERS,
     Encode,
     SourceClip,
     clip_work,
@@ -171,8 +170,8 @@ def test_no_more_than_a_few_decoded_clips_wait(tmp_path: Path) -> None:
         return encode(video)
 
     clips = [SourceClip(f"s{i}", "c", read) for i in range(40)]
-    prepare_clips(clips, tmp_path, slow, MANIFEST, batch_size=2, block=4)
-    assert most <= 2 + 2 + READERS  # a batch at hand, and what waits
+    fill([clip_work(clips, tmp_path, slow, MANIFEST, batch_size=2, block=4, readers=3)], "Encoding clips")
+    assert most <= 2 + 2 + 3  # a batch at hand, and what waits
 
 
 def test_a_clip_gets_the_size_nearest_in_shape(tmp_path: Path) -> None:

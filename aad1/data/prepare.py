@@ -6,6 +6,7 @@ The encoder is any callable from float [batch, 3, frames, height, width] in [-1,
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ from aad1.errors import UserError, nearest
 
 Encode = Callable[[Tensor], Tensor]
 Outcome = tuple[int, Tensor, Facts] | ClipError  # bucket, latents and facts, or why there are none
-READERS = 2  # threads that read the next clips while a batch is encoded
+READERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # threads that read the next clips while a batch is encoded
 LEAST_BLOCK = 16  # clips: what a kill costs at most, in each process; a 480p latent has 8 MB
 
 
