@@ -90,6 +90,16 @@ def test_ranks_share_two_stores_and_each_block_is_made_once(
     assert len({pid for pid, _ in begun}) == min(ranks, BLOCKS)
 
 
+def test_a_slow_leader_does_its_own_share_and_no_more(unbroken: dict[str, bytes], tmp_path: Path) -> None:
+    """The other rank has long finished the second store when the leader comes to it."""
+    follower = FORK.Process(target=take_part, args=([work(tmp_path, "a"), work(tmp_path, "b")], Team(1, 2, "run")))
+    follower.start()
+    take_part([work(tmp_path, "a", pause=0.03), work(tmp_path, "b", pause=0.03)], Team(0, 2, "run"))
+    follower.join(60)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == unbroken
+    assert len((tmp_path / "log").read_text().splitlines()) == 2 * BLOCKS
+
+
 def test_killed_anywhere_the_ranks_lose_no_more_than_a_block_each(unbroken: dict[str, bytes], tmp_path: Path) -> None:
     """Killed at random moments by SIGKILL, and gone on with by another number of ranks, over and over."""
     chance, kills = random.Random(3), 0

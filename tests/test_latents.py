@@ -42,8 +42,9 @@ def write(
     folder: Path, stop: int = ITEMS, manifest: Manifest = MANIFEST, block: int = 4, order: Sequence[int] | None = None
 ) -> Path:
     with StoreWriter(folder, manifest, sources(stop), block=block) as writer:
-        for number in writer.missing if order is None else order:
-            write_block(folder, manifest, number, [item(p) for p in writer.plan().range_of(number)])
+        plan = writer.publish()
+        for number in plan.blocks if order is None else order:
+            write_block(folder, manifest, number, [item(p) for p in plan.range_of(number)])
         writer.look()
         if not writer.missing:
             writer.complete()

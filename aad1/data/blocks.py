@@ -82,7 +82,9 @@ class StoreWriter:
         self.folder, self.manifest, self.sources, self.unit = Path(folder), manifest, sources, unit
         self.header = Header(manifest, block, len(sources))
         self.skips: list[Skip] = []
+        self.done = 0  # source items of the blocks that are there
         self._facts: dict[int, BlockFacts] = {}
+        self._missing: set[int] = set()
 
     def __enter__(self) -> StoreWriter:
         self._occupy()
@@ -102,35 +104,27 @@ class StoreWriter:
     @property
     def missing(self) -> list[int]:
         """The blocks that are not there, as of the last ``look``."""
-        return [number for number in range(-(-self.header.items // self.header.block)) if number not in self._facts]
-
-    @property
-    def done(self) -> int:
-        """Source items of the blocks that are there."""
-        return self.header.items - sum(len(self.plan().range_of(number)) for number in self.missing)
+        return sorted(self._missing)
 
     @property
     def count(self) -> int:
         """Clips that are there."""
         return sum(len(facts.clips) for facts in self._facts.values())
 
-    def plan(self, run: str = "") -> Plan:
-        """What is to be done."""
-        return Plan(run, self.header.block, self.header.items, tuple(self.missing))
-
-    def publish(self, run: str) -> None:
-        """Let the other processes of the run begin."""
-        self._claim.publish(self.plan(run))
+    def publish(self, run: str = "") -> Plan:
+        """Let the other processes of the run begin; returns what is to be done, of which each has its share."""
+        plan = Plan(run, self.header.block, self.header.items, tuple(self.missing))
+        self._claim.publish(plan)
+        return plan
 
     def look(self) -> None:
         """Take account of blocks that have come since."""
-        for number in self.missing:
-            if record_path(self.folder, number).exists():
-                self._note(*look_at(self.folder, self.manifest, number))
+        for number in self._missing.intersection(blocks_on_disk(self.folder)):
+            self._note(*look_at(self.folder, self.manifest, number))
 
     def complete(self) -> None:
         """Write the index and the manifest of a store of which no block is missing."""
-        if self.missing:
+        if self._missing:
             raise ValueError(f"blocks {self.missing} are missing")
         skips = sorted(self.skips, key=lambda skip: skip.position)
         write_atomic(self.folder / SKIPPED, json_lines([asdict(skip) for skip in skips]))
@@ -153,7 +147,17 @@ class StoreWriter:
 
     def _begin(self) -> None:
         self._remove(blocks_on_disk(self.folder))
+        self._missing = set(self._numbers)
         write_header(self.folder, self.header)
+
+    @property
+    def _numbers(self) -> range:
+        """All blocks there will be."""
+        return range(-(-self.header.items // self.header.block))
+
+    def _items(self, number: int) -> int:
+        """How many source items a block has."""
+        return min(self.header.block, self.header.items - number * self.header.block)
 
     def _continue(self) -> None:
         held = read_header(self.folder)
@@ -164,7 +168,8 @@ class StoreWriter:
         self.manifest = held.manifest
         self.header = replace(self.header, manifest=held.manifest, block=held.block)
         found = self._without_outgrown(found)
-        if held != replace(self.header, complete=True) or found.keys() != {*self.missing}:
+        self._missing = set(self._numbers)
+        if held != replace(self.header, complete=True) or found.keys() != self._missing:
             write_header(self.folder, self.header)
         self._remove([number for number in blocks_on_disk(self.folder) if number not in found])
         for record, facts in found.values():
@@ -197,7 +202,7 @@ class StoreWriter:
         whole = {}
         for number, (record, facts) in found.items():
             self._require_sources(number, record)
-            if len(record.sources) == len(self.plan().range_of(number)):
+            if len(record.sources) == self._items(number):
                 whole[number] = record, facts
         return whole
 
@@ -214,7 +219,9 @@ class StoreWriter:
     def _note(self, record: Record, facts: BlockFacts) -> None:
         self._require_sources(facts.number, record)
         self.skips += record.skips
+        self.done += self._items(facts.number)
         self._facts[facts.number] = facts
+        self._missing.remove(facts.number)
 
     def _remove(self, numbers: Sequence[int]) -> None:
         """Remove blocks, and what killed processes left of others: lines first, so that no torn block counts."""

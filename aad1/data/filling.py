@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aad1.data.blocks import Clip, StoreWriter, write_block
@@ -75,15 +76,13 @@ def fill(
     """
     with ExitStack() as stack:
         writers = [stack.enter_context(_writer(work)) for work in works]
-        for writer in writers:
-            writer.publish(helpers.run if helpers else team.run)
+        plans = [writer.publish(helpers.run if helpers else team.run) for writer in writers]
         total, done = sum(writer.header.items for writer in writers), sum(writer.done for writer in writers)
         bar = stack.enter_context(Progress(title, total, done=done, unit=works[0].unit))
         if helpers and done < total:
             stack.enter_context(helpers).start()
-        for work, writer in zip(works, writers, strict=True):
-            for _ in () if helpers else _make(work, writer.plan(), team):
-                _show(bar, writers)
+        if not helpers:
+            _make_own(works, plans, team, partial(_show, bar, writers))
         _await_others(bar, writers, helpers)
         for writer in writers:
             writer.complete()
@@ -124,6 +123,16 @@ def _make(work: Work, plan: Plan, team: Team) -> Iterator[int]:
         yield number
 
 
+def _make_own(works: Sequence[Work], plans: Sequence[Plan], team: Team, show: Callable[[], None]) -> None:
+    """Make the leader's share, and show now and then how far all are: each time the whole folder is looked at."""
+    shown = time.monotonic()
+    for work, plan in zip(works, plans, strict=True):
+        for _ in _make(work, plan, team):
+            if time.monotonic() > shown + PAUSE:
+                show()
+                shown = time.monotonic()
+
+
 def _show(bar: Progress, writers: Sequence[StoreWriter]) -> None:
     """Move the bar to what is there, by whomever."""
     for writer in writers:
@@ -133,16 +142,17 @@ def _show(bar: Progress, writers: Sequence[StoreWriter]) -> None:
 
 
 def _await_others(bar: Progress, writers: Sequence[StoreWriter], helpers: Helpers | None) -> None:
-    """Wait until no block is missing, or nobody is left to make one."""
-    while any(writer.missing for writer in writers):
+    """Wait until no block is missing, or no helper is left to make one."""
+    while True:
         working = helpers is None or helpers.working()
         _show(bar, writers)
         for fallen in helpers.newly_fallen() if helpers else ():
             bar.print(f"process {fallen.rank} of {helpers.ranks if helpers else 0} failed: {fallen.reason}")
-        if not working and helpers:
-            return _refuse_missing(writers, helpers)
+        if not any(writer.missing for writer in writers):
+            return
+        if helpers and not working:
+            _refuse_missing(writers, helpers)
         time.sleep(PAUSE)
-    return None
 
 
 def _refuse_missing(writers: Sequence[StoreWriter], helpers: Helpers) -> None:
