@@ -6,6 +6,8 @@
     python benchmarks/prepare_speed.py open           # a store of 100,000 clips (of no size): opening, order, memory
 
 Speed counts no start-up: the VAE is loaded and has encoded a batch before either is timed, and the two take turns.
+Beside it stands the work, in processor seconds a clip, which other programs on the machine disturb less; with
+--threads 1 no thread spins while it waits for another.
 """
 
 from __future__ import annotations
@@ -93,21 +95,23 @@ def speed(folder: Path, arguments: argparse.Namespace) -> None:
     encode(pictures)
     rows = []
     for repeat in range(arguments.repeats):
-        alone = timed(lambda: [encode(pictures) for _ in range(count // batch)])
-        whole = timed(lambda repeat=repeat: prepare(folder / "videos", folder / f"out-{repeat}", encode, frames, batch))
-        reading = timed(lambda: [clip.read() for clip in clips])
+        alone, vae = timed(lambda: [encode(pictures) for _ in range(count // batch)])
+        whole, all_in = timed(lambda n=repeat: prepare(folder / "videos", folder / f"out-{n}", encode, frames, batch))
+        reading, _ = timed(lambda: [clip.read() for clip in clips])
         rows.append((count / alone, count / whole, count / reading))
-        print("VAE alone {:.2f}, prepare {:.2f}, reading alone {:.1f} clips/s".format(*rows[-1]), flush=True)
+        print("VAE alone {:.2f}, prepare {:.2f}, reading alone {:.1f} clips/s; ".format(*rows[-1]), end="")
+        print(f"work {vae / count:.3f}, {all_in / count:.3f} processor s a clip ({vae / all_in:.2f})", flush=True)
     best = [max(column) for column in zip(*rows, strict=True)]
     shares = sorted(row[1] / row[0] for row in rows)
     print(f"best: VAE alone {best[0]:.2f}, prepare {best[1]:.2f} clips/s: {best[1] / best[0]:.2f} of its speed")
     print(f"share in each run: {', '.join(f'{share:.2f}' for share in shares)}")
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and seconds of all processors, that it takes."""
+    start, busy = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 # --- kills ------------------------------------------------------------------------------------
@@ -179,10 +183,10 @@ def opening(folder: Path, arguments: argparse.Namespace) -> None:
     write_header(folder, Header(manifest, block, count, complete=True))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     store: list[LatentStore] = []
-    print(f"opening {timed(lambda: store.append(LatentStore(folder))):.2f} s, ", end="")
+    print(f"opening {timed(lambda: store.append(LatentStore(folder)))[0]:.2f} s, ", end="")
     sampler = Sampler(len(store[0]), 0, buckets=store[0].buckets.tolist())
-    print(f"1,000 batches drawn {timed(lambda: [sampler.next(8) for _ in range(1000)]):.2f} s, ", end="")
-    print(f"every row read {timed(lambda: [store[0].row(i) for i in range(len(store[0]))]):.2f} s, ", end="")
+    print(f"1,000 batches drawn {timed(lambda: [sampler.next(8) for _ in range(1000)])[0]:.2f} s, ", end="")
+    print(f"every row read {timed(lambda: [store[0].row(i) for i in range(len(store[0]))])[0]:.2f} s, ", end="")
     print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f} MiB more held than before")
 
 
