@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import yaml
 from diffusers import AutoencoderKLWan
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from aad1.data.clips import ClipError, find_clips
-from aad1.data.latents import LatentStore, Manifest, require
-from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
+from aad1.data.clips import ClipError, ClipFile, find_clips
+from aad1.data.filling import Summary, Work, fill, follow
+from aad1.data.latents import LatentStore, require
+from aad1.data.prepare import SourceClip, clip_work, file_clips, require_clips, world_clips
+from aad1.data.selection import Picked
+from aad1.data.store import Manifest, Size
+from aad1.data.team import ALONE, Helpers, Team
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.files import reason_and_remedy, write_atomic
@@ -53,7 +56,7 @@ from aad1.stages.showing import Showing
 from aad1.stages.state_encoder import StateEncoderStage
 from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
-from aad1.stages.trajectories import make_trajectories, manifest_for, origins_of, stored_indices
+from aad1.stages.trajectories import Denoising, manifest_for, origins_of, stored_indices, trajectory_work
 from aad1.stages.vae import VaeStage, calm_residuals
 from aad1.training.loop import Run, Stage, has_run, refuse_run
 from aad1.training.motion_guard import MotionGuard
@@ -69,6 +72,8 @@ CLIPS, COUNT = "clips", "clip count"
 Phase = Callable[[str], AbstractContextManager[Any]]
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
 CAPTIONS_AT_ONCE = 32
+Prepared = Literal["clips", "trajectories"]
+TITLES: dict[Prepared, str] = {"clips": "Encoding clips", "trajectories": "Denoising trajectories"}
 MAKES_ITS_OWN = ("text", "vae", "state_encoder")  # stages that read no store
 
 
@@ -120,8 +125,37 @@ def _build(section: str, make: Callable[..., Any], values: Mapping[str, Any]) ->
         raise UserError(f"the recipe's new.{section} cannot be built: {' '.join(str(error).split())}") from error
 
 
-def _refuse(source: str, reason: str) -> NDArray[np.uint8]:
-    raise ClipError(Path(source), reason)
+def _with_known_words(tokenizer: Any, clip: SourceClip) -> Picked:
+    """Read a clip whose caption has only words that the text encoder knows; raises ClipError for another."""
+    try:
+        check_words(tokenizer, [clip.caption])
+    except UserError as error:
+        raise ClipError(Path(clip.source), str(error)) from None
+    return clip.read()
+
+
+def for_team(recipe: Recipe, team: Team) -> Recipe:
+    """The recipe for one process of a team: a GPU of its own, or its part of the CPU's threads where none are given.
+
+    A number of threads that is given stays, for a CPU's last bits depend on it. Raises UserError when there are not
+    GPUs enough.
+    """
+    if team.ranks == 1:
+        return recipe
+    if recipe.device == "cpu" or not torch.cuda.is_available():
+        return replace(recipe, threads=recipe.threads or max(1, (os.cpu_count() or 1) // team.local_ranks))
+    gpus = torch.cuda.device_count()
+    if recipe.device not in ("auto", "cuda") or team.local >= gpus:
+        raise UserError(
+            f"{team.local_ranks} processes on device {recipe.device}: each needs a GPU of its own, there are {gpus}; "
+            "use device auto and no more processes than GPUs"
+        )
+    return replace(recipe, device=f"cuda:{team.local}")
+
+
+def _help(recipe: Recipe, workspace: Workspace, what: Prepared, team: Team) -> None:
+    """One helper's part of preparing ``what``."""
+    Assembly(for_team(recipe, team), workspace, team).follow(what)
 
 
 @dataclass
@@ -130,6 +164,7 @@ class Assembly:
 
     recipe: Recipe
     workspace: Workspace
+    team: Team = ALONE
 
     def __post_init__(self) -> None:
         self.device = pick_device(self.recipe.device)
@@ -203,7 +238,8 @@ class Assembly:
     def _open_store(self, path: Path) -> LatentStore:
         store = LatentStore(path)
         data = self.recipe.data
-        require(store, encoder=self.encoder_hash, frames=data.frames, size=data.size, fps=data.fps)
+        sizes = (data.buckets if path == self.workspace.clips else ()) or (data.size,)
+        require(store, encoder=self.encoder_hash, frames=data.frames, size=data.size, fps=data.fps, buckets=sizes)
         return store
 
     @cached_property
@@ -226,12 +262,56 @@ class Assembly:
     # --- data ----------------------------------------------------------------------------------
 
     @user_errors()
-    def prepare_clips(self) -> None:
-        """Encode training and held-out clips into the workspace's stores, continuing what is there."""
-        manifest = self._manifest()
-        training, held_out = self._sources()
-        for clips, path in ((training, self.workspace.clips), (held_out, self.workspace.validation)):
-            prepare_clips(clips, path, self._encode, manifest, batch_size=self.recipe.data.batch)
+    def prepare_clips(self, processes: int = 1) -> None:
+        """Encode training and held-out clips and all captions into the workspace, continuing what is there."""
+        summaries = self._filled("clips", processes)
+        if summaries is not None:
+            for summary in summaries:
+                require_clips(summary)
+            self._embed_captions(self.clips, self.validation)
+
+    @user_errors()
+    def prepare_trajectories(self, processes: int = 1) -> None:
+        """Denoise the teacher's trajectories into the workspace, continuing what is there."""
+        stored_indices(self.recipe.trajectories)
+        if self.team.leads:
+            self._embed_captions(self.clips)
+        self._filled("trajectories", processes)
+
+    def _filled(self, what: Prepared, processes: int) -> list[Summary] | None:
+        """Fill the stores of ``what`` as this process's place in the team has it; None where another one leads."""
+        if not self.team.leads:
+            self.follow(what)
+            return None
+        helpers = Helpers(partial(_help, self.recipe, self.workspace, what), processes) if processes > 1 else None
+        if helpers:
+            for_team(self.recipe, Team(0, processes, local=processes - 1, local_ranks=processes))  # GPUs enough?
+        return fill(self.works(what), TITLES[what], team=self.team, helpers=helpers)
+
+    @user_errors()
+    def follow(self, what: Prepared) -> None:
+        """Make this process's share of what a team prepares that another process leads."""
+        follow(self.works(what), self.team)
+
+    def works(self, what: Prepared) -> list[Work]:
+        """The stores of ``what`` and how to fill them."""
+        if what == "trajectories":
+            source = Denoising(
+                lambda: self.teacher().eval(),
+                self.text,
+                self.clips,
+                self.recipe.trajectories,
+                self.recipe.seed,
+                self.recipe.negative_prompt,
+            )
+            teacher = folder_hash(self.folder.path / "transformer")
+            return [trajectory_work(source, self.workspace.trajectories, teacher)]
+        manifest, (training, held_out) = self._manifest(), self._sources()
+        both = (
+            (training, self.workspace.clips, manifest),
+            (held_out, self.workspace.validation, replace(manifest, buckets=())),
+        )
+        return [clip_work(clips, path, self._encode, m, batch_size=self.recipe.data.batch) for clips, path, m in both]
 
     def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
         data = self.recipe.data
@@ -245,55 +325,39 @@ class Assembly:
             wanted = (("train", data.clips), ("val", data.validation))
             training, held_out = (world_clips(split, count, data.frames, track) for split, count in wanted)
             return training, held_out
-        found = file_clips(find_clips(data.source), size=data.size, fps=data.fps, frames=data.frames)
-        if len(found) <= data.validation:
+        files = find_clips(data.source)
+        if len(files) <= data.validation:
             raise UserError(
-                f"{data.source} has {len(found)} clips and data.validation holds out {data.validation}; "
+                f"{data.source} has {len(files)} clips and data.validation holds out {data.validation}; "
                 "give more clips or hold out fewer"
             )
-        found = [self._with_known_words(clip) for clip in found]
-        return found[data.validation :][: data.clips], found[: data.validation]  # a list that grows keeps its split
+        # A list that grows keeps its split.
+        ours, held_out_files = files[data.validation :][: data.clips], files[: data.validation]
+        return self._files(ours, data.buckets or (data.size,)), self._files(held_out_files, (data.size,))
 
-    def _with_known_words(self, clip: SourceClip) -> SourceClip:
-        """A clip whose caption the text encoder would lose words of is refused when it is read."""
-        try:
-            check_words(self.text.tokenizer, [clip.caption])
-        except UserError as error:
-            return replace(clip, read=partial(_refuse, clip.source, str(error)))
-        return clip
+    def _files(self, files: Sequence[ClipFile], sizes: Sequence[Size]) -> list[SourceClip]:
+        """A user's clips; one whose caption the text encoder would lose words of is refused when it is read."""
+        clips = file_clips(files, sizes=sizes, fps=self.recipe.data.fps, frames=self.recipe.data.frames)
+        return [replace(clip, read=partial(_with_known_words, self.text.tokenizer, clip)) for clip in clips]
 
     def _manifest(self) -> Manifest:
         data = self.recipe.data
         shape = geometry(self.vae)
         shape.latent_frames(data.frames)
-        height, width = shape.latent_size(*data.size)
         config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
         _, rows, columns = config["patch_size"]
-        if height % rows or width % columns:
-            raise UserError(
-                f"a picture of {data.size[1]}x{data.size[0]} does not fit the transformer: width must be a multiple of "
-                f"{columns * shape.spatial} and height of {rows * shape.spatial}"
-            )
-        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames)
+        for size in data.buckets or (data.size,):
+            height, width = shape.latent_size(*size)
+            if height % rows or width % columns:
+                raise UserError(
+                    f"a picture of {size[1]}x{size[0]} does not fit the transformer: width must be a multiple of "
+                    f"{columns * shape.spatial} and height of {rows * shape.spatial}"
+                )
+        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, data.buckets)
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
         return encode_video(self.vae, frames.to(self.device))
-
-    @user_errors()
-    def prepare_trajectories(self) -> None:
-        """Denoise the teacher's trajectories into the workspace, continuing what is there."""
-        stored_indices(self.recipe.trajectories)
-        make_trajectories(
-            self.teacher().eval(),
-            self.text,
-            self.clips,
-            self.workspace.trajectories,
-            self.recipe.trajectories,
-            teacher_hash=folder_hash(self.folder.path / "transformer"),
-            seed=self.recipe.seed,
-            negative_prompt=self.recipe.negative_prompt,
-        )
 
     # --- stages --------------------------------------------------------------------------------
 
@@ -347,7 +411,7 @@ class Assembly:
             )
         teacher = folder_hash(self.folder.path / "transformer")
         expected = manifest_for(wanted, self.clips, teacher, self.recipe.seed, self.recipe.negative_prompt)
-        shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "fps")}
+        shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "buckets", "fps")}
         require(store, **shape, **expected.extra)
         if [store.row(i) for i in range(wanted.count)] != origins_of(self.clips, wanted.count):
             raise UserError(
@@ -420,16 +484,16 @@ class Assembly:
         else:
             self._record(folder, name, stage)
         if name not in MAKES_ITS_OWN:
-            self._embed_captions(stage.dataset)
+            self._embed_captions(cast(Stored[Any], stage.dataset).store, self.validation)
         return Run(stage, config, folder, self.recipe.seed, resume).train()
 
-    def _embed_captions(self, captioned: Any) -> None:
+    def _embed_captions(self, *stores: LatentStore) -> None:
         """Embed what a stage will ask for, once, and drop the encoder: it can be larger than what trains."""
-        stores = (captioned.store, self.validation)
-        captions = sorted({store.row(index)["caption"] for store in stores for index in range(len(store))})
-        with Progress("captions", len(captions), every=0, unit="caption") as bar:
-            for start in range(0, len(captions), CAPTIONS_AT_ONCE):
-                part = captions[start : start + CAPTIONS_AT_ONCE]
+        captions = {store.row(index)["caption"] for store in stores for index in range(len(store))}
+        missing = sorted(self.text.missing([*captions, self.recipe.negative_prompt, ""]))
+        with Progress("Embedding captions", len(missing), unit="caption") as bar:
+            for start in range(0, len(missing), CAPTIONS_AT_ONCE):
+                part = missing[start : start + CAPTIONS_AT_ONCE]
                 self.text.embed(part)
                 bar.advance(len(part))
         self.text.release()

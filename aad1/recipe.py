@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from aad1.data.store import MOST_BUCKETS
 from aad1.errors import UserError, nearest
 from aad1.flow import are_pass_levels
 from aad1.limits import Count, Natural, Positive, Seed, Sides
@@ -55,7 +56,8 @@ class Data:
     source: ``world`` (or one track of it, ``world:determined`` or ``world:free``), or a folder, CSV or JSONL of
     videos with captions; clips and validation: how many
     (of a user's own source the first ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
-    size: height and width in pixels; batch: clips encoded at once.
+    size: height and width in pixels; batch: clips encoded at once; buckets: picture sizes of training clips, of which
+    each gets the nearest in shape (empty: ``size`` alone, which is also that of held-out clips and of the student).
     """
 
     source: str
@@ -65,6 +67,12 @@ class Data:
     fps: Positive
     size: Sides
     batch: Count = 4
+    buckets: Annotated[tuple[Sides, ...], Field(max_length=MOST_BUCKETS)] = ()
+
+    def __post_init__(self) -> None:
+        if self.buckets and (self.size not in self.buckets or len(set(self.buckets)) < len(self.buckets)):
+            shown = [list(bucket) for bucket in self.buckets]
+            raise ValueError(f"buckets must differ and hold size {list(self.size)}, not be {shown}")
 
 
 @dataclass(frozen=True, kw_only=True)

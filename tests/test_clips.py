@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(clip: ClipFile) -> NDArray[np.uint8]:
-    return read_clip(clip, size=(SIZE, SIZE), fps=FPS, frames=FRAMES)
+    return read_clip(clip, sizes=[(SIZE, SIZE)], fps=FPS, frames=FRAMES).frames
 
 
 def numbered(path: Path, levels: list[int], fps: float) -> Path:

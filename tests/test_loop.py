@@ -25,7 +25,7 @@ import torch
 import torch._dynamo  # the first optimizer step would import it, in every process
 from torch import Tensor, nn
 
-from aad1.data.latents import Sampler
+from aad1.data.order import Sampler
 from aad1.errors import UserError
 from aad1.training import checkpoint, loop, metrics
 from aad1.training.checkpoint import load_last

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +16,20 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from aad1.data.clips import find_clips, write_world_folder
-from aad1.data.latents import LatentStore, Manifest
-from aad1.data.media import video_to_tensor
+from aad1.data.filling import Summary, fill
+from aad1.data.latents import LatentStore
+from aad1.data.media import VideoWriter, video_to_tensor
 from aad1.data.prepare import (
     Encode,
-    Summary,
+    SourceClip,
+    clip_work,
     file_clips,
     parse_world_source,
-    prepare_clips,
+    require_clips,
     world_clips,
 )
+from aad1.data.selection import Picked
+from aad1.data.store import Manifest
 from aad1.data.world import FPS, SIZE, SPLITS, make_clip
 from aad1.errors import UserError
 from aad1.progress import Progress
@@ -50,6 +55,14 @@ def stopping(after: int) -> Encode:
         return encode(video)
 
     return interrupted
+
+
+def prepare_clips(
+    clips: Sequence[SourceClip], out: Path, encode: Encode, manifest: Manifest, batch_size: int = 8, block: int = 4
+) -> Summary:
+    (summary,) = fill([clip_work(clips, out, encode, manifest, batch_size=batch_size, block=block)], "Encoding clips")
+    require_clips(summary)
+    return summary
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,8 +102,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def prepare_folder(folder: Path, out: Path, encoder: Encode = encode) -> Summary:
-    clips = file_clips(find_clips(folder), size=(64, 64), fps=16, frames=FRAMES)
-    return prepare_clips(clips, out, encoder, MANIFEST, batch_size=3, shard_size=2)
+    clips = file_clips(find_clips(folder), sizes=[(64, 64)], fps=16, frames=FRAMES)
+    return prepare_clips(clips, out, encoder, MANIFEST, batch_size=2, block=3)
 
 
 def test_bad_files_are_reported_not_fatal(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,14 +111,14 @@ def test_bad_files_are_reported_not_fatal(folder: Path, tmp_path: Path, capsys: 
     assert summary.count == 5
     assert [s.source[-6:-4] for s in summary.skipped] == ["01", "02", "06"]
     printed = capsys.readouterr().err
-    assert "5 clips, 3 skipped" in printed
+    assert "5 clips, 3 skipped: 3 broken" in printed
     assert "train-free-00002.mp4: no caption: train-free-00002.txt is missing" in printed
     store = LatentStore(tmp_path / "out")
     assert store.skipped() == list(summary.skipped)
     assert [row["source"] for row in store.rows()] == [f"train-free-0000{i}.mp4" for i in (0, 3, 4, 5, 7)]
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
 def test_resumed_equals_unbroken(calls: int, folder: Path, tmp_path: Path) -> None:
     prepare_folder(folder, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -115,37 +128,78 @@ def test_resumed_equals_unbroken(calls: int, folder: Path, tmp_path: Path) -> No
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_a_killed_run_resumes_inside_a_batch(folder: Path, tmp_path: Path) -> None:
-    prepare_folder(folder, tmp_path / "whole")
-    calls: list[int] = []
+def test_a_batch_is_of_one_block_and_of_one_size(tmp_path: Path) -> None:
+    """Two sizes of clips come in turn; each is encoded with its own, and what is left when the block ends."""
+    shapes = [(64, 64), (32, 64)]
+    made = {size: make_clip("val", 0, FRAMES).frames[:, : size[0], : size[1]] for size in shapes}
+    clips = [
+        SourceClip(f"s{i}", "c", lambda size=shapes[i % 2]: Picked(made[size], {"motion": 1.5})) for i in range(14)
+    ]
+    seen: list[tuple[int, ...]] = []
 
-    def dying(video: Tensor) -> Tensor:
-        calls.append(len(video))
-        if len(calls) == 3:
-            raise MemoryError
+    def spy(video: Tensor) -> Tensor:
+        seen.append((len(video), *video.shape[-2:]))
         return encode(video)
 
-    with pytest.raises(MemoryError):
-        prepare_folder(folder, tmp_path / "broken", dying)
-    prepare_folder(folder, tmp_path / "broken")
-    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    prepare_clips(clips, tmp_path, spy, replace(MANIFEST, buckets=tuple(shapes)), batch_size=2, block=6)
+    full = [(2, 64, 64), (2, 32, 64)]
+    assert seen == [*full, (1, 64, 64), (1, 32, 64)] * 2 + [(1, 64, 64), (1, 32, 64)]
+    store = LatentStore(tmp_path)
+    assert store.buckets.tolist() == [0, 1] * 7
+    assert store.read([1, 3])[0]["latents"].shape == (2, 3, FRAMES, 4, 8)
+    assert store.row(3) == {"source": "s3", "caption": "c", "motion": 1.5}
+
+
+def test_no_more_than_a_few_decoded_clips_wait(tmp_path: Path) -> None:
+    """However long the list, and however slow the encoder."""
+    held, most, lock = 0, 0, threading.Lock()
+    frames = make_clip("val", 0, FRAMES).frames
+
+    def read() -> Picked:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        return Picked(frames)
+
+    def slow(video: Tensor) -> Tensor:
+        nonlocal held
+        threading.Event().wait(0.01)
+        with lock:
+            held -= len(video)
+        return encode(video)
+
+    clips = [SourceClip(f"s{i}", "c", read) for i in range(40)]
+    fill([clip_work(clips, tmp_path, slow, MANIFEST, batch_size=2, block=4, readers=3)], "Encoding clips")
+    assert most <= 2 + 2 + 3  # a batch at hand, and what waits
+
+
+def test_a_clip_gets_the_size_nearest_in_shape(tmp_path: Path) -> None:
+    sizes = [(64, 64), (32, 64), (64, 32)]
+    for index, (height, width) in enumerate([(60, 70), (40, 90), (80, 36), (66, 64)]):
+        with VideoWriter(tmp_path / "clips" / f"{index}.mp4", fps=16) as writer:
+            writer.write(np.full((FRAMES, height, width, 3), 99, np.uint8))
+        (tmp_path / "clips" / f"{index}.txt").write_text("grey")
+    clips = file_clips(find_clips(tmp_path / "clips"), sizes=sizes, fps=16, frames=FRAMES)
+    prepare_clips(clips, tmp_path / "out", encode, replace(MANIFEST, buckets=tuple(sizes)))
+    assert LatentStore(tmp_path / "out").buckets.tolist() == [0, 1, 2, 0]
 
 
 def test_a_list_may_grow_but_not_change(tmp_path: Path) -> None:
-    prepare_clips(world_clips("val", 3, FRAMES), tmp_path / "a", encode, MANIFEST, batch_size=1, shard_size=2)
-    prepare_clips(world_clips("val", 6, FRAMES), tmp_path / "a", encode, MANIFEST, batch_size=1, shard_size=2)
-    prepare_clips(world_clips("val", 6, FRAMES), tmp_path / "b", encode, MANIFEST, batch_size=1, shard_size=2)
+    prepare_clips(world_clips("val", 3, FRAMES), tmp_path / "a", encode, MANIFEST, batch_size=1, block=2)
+    prepare_clips(world_clips("val", 6, FRAMES), tmp_path / "a", encode, MANIFEST, batch_size=1, block=2)
+    prepare_clips(world_clips("val", 6, FRAMES), tmp_path / "b", encode, MANIFEST, batch_size=1, block=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     changed: list[Callable[[], object]] = [
-        lambda: prepare_clips(world_clips("test", 6, FRAMES), tmp_path / "a", encode, MANIFEST, shard_size=2),
-        lambda: prepare_clips(world_clips("val", 5, FRAMES), tmp_path / "a", encode, MANIFEST, shard_size=2),
+        lambda: prepare_clips(world_clips("test", 6, FRAMES), tmp_path / "a", encode, MANIFEST, block=2),
+        lambda: prepare_clips(world_clips("val", 5, FRAMES), tmp_path / "a", encode, MANIFEST, block=2),
     ]
     for attempt in changed:
         with pytest.raises(UserError, match="was begun with world:val:"):
             attempt()
     with pytest.raises(UserError, match="encoder toy, this run has other"):
         prepare_clips(
-            world_clips("val", 6, FRAMES), tmp_path / "a", encode, replace(MANIFEST, encoder="other"), shard_size=2
+            world_clips("val", 6, FRAMES), tmp_path / "a", encode, replace(MANIFEST, encoder="other"), block=2
         )
 
 

@@ -25,9 +25,10 @@ from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
 from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.preference import Preference
+from aad1.cli.preparing import Prepare
 from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
-from aad1.cli.training import DemoCommand, Distill, New, Prepare, Train
+from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
 from aad1.errors import UserError, nearest
 from aad1.runtime import keep_freed_memory

@@ -1,4 +1,4 @@
-"""Commands that make models: new, prepare, train, distill, demo."""
+"""Commands that make models: new, train, distill, demo."""
 
 from __future__ import annotations
 
@@ -30,25 +30,6 @@ class New:
         """Write the folder."""
         new_folder(recipe_of(self.recipe, extra, type(self)), self.folder)
         say(f"wrote {self.folder}; train its parts with aad1 train text|vae|teacher --model {self.folder} --install")
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Make what the stages learn from: latent clips, or the teacher's trajectories. Continues what is there.
-
-    For example:
-      aad1 prepare clips --recipe tiny -o runs/tiny
-      aad1 prepare clips --recipe wan2.1-1.3b --model my_wan_folder --data.source my_videos/ -o runs/mine
-    """
-
-    what: Positional[Literal["clips", "trajectories"]]
-    recipe: RecipeName = "tiny"
-    out: Out = None
-
-    def run(self, extra: Sequence[str]) -> None:
-        """Encode clips or denoise trajectories."""
-        assembly = Assembly(recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe)))
-        assembly.prepare_clips() if self.what == "clips" else assembly.prepare_trajectories()
 
 
 @dataclass(frozen=True)

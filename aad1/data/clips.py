@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aad1.data.media import EXACT, VideoWriter, fit_image
+from aad1.data.selection import Picked, nearest_size
 from aad1.data.world import FPS, SHORT_FRAMES, Track, make_clip
 from aad1.errors import UserError
 
@@ -36,11 +38,11 @@ WORLD_CRF = 12  # 64 px of saturated colour: compression must not be what a mode
 
 
 class ClipError(Exception):
-    """One clip cannot be used: ``path`` says which, ``reason`` why."""
+    """One clip cannot be used: ``path`` says which, ``reason`` why, ``kind`` "broken" or "filtered"."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, kind: str = "broken") -> None:
         super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.kind = path, reason, kind
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,24 @@ def _from_row(source: Path, number: int, row: Mapping[str, object] | None) -> Cl
 # --- reading ----------------------------------------------------------------------------------
 
 
-def read_clip(clip: ClipFile, *, size: tuple[int, int], fps: float, frames: int) -> NDArray[np.uint8]:
-    """The first ``frames`` frames at ``fps``, cropped and resized to ``size`` (height, width).
+def read_clip(clip: ClipFile, *, sizes: Sequence[tuple[int, int]], fps: float, frames: int) -> Picked:
+    """The first ``frames`` frames at ``fps``, cropped and resized to the nearest in shape of ``sizes`` (height, width).
 
-    Returns uint8 [frames, height, width, 3]. Raises ClipError for anything wrong with the file or its
-    caption.
+    Raises ClipError for anything wrong with the file or its caption.
     """
     if clip.problem:
         raise ClipError(clip.path, clip.problem)
-    return read_video(clip.path, size=size, fps=fps, frames=frames)
+    size = sizes[0] if len(sizes) == 1 else nearest_size(*_picture_size(clip.path), sizes)
+    return Picked(read_video(clip.path, size=size, fps=fps, frames=frames))
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a video's first frame, upright and with square pixels."""
+    with _opened(path) as container:
+        aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1)
+        shapes = [_upright(frame, aspect).shape for _, frame in islice(_timed(container), 1)]
+    _refuse_empty(path, shapes)
+    return shapes[0][0], shapes[0][1]
 
 
 def read_video(path: Path, *, size: tuple[int, int], fps: float, frames: int) -> NDArray[np.uint8]:

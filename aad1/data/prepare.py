@@ -1,4 +1,4 @@
-"""Clips -> latents, once, before training: reads, encodes in batches, skips what is broken, continues.
+"""Clips -> latents, once, before training: reads ahead, encodes in batches, leaves out what is broken.
 
 The encoder is any callable from float [batch, 3, frames, height, width] in [-1, 1] to latents
 [batch, channels, latent frames, latent height, latent width].
@@ -6,60 +6,46 @@ The encoder is any callable from float [batch, 3, frames, height, width] in [-1,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
+from aad1.data.blocks import Clip
 from aad1.data.clips import ClipError, ClipFile, read_clip
-from aad1.data.latents import SHARD_SIZE, SKIPPED, Manifest, Skip, StoreWriter
+from aad1.data.filling import Summary, Work
 from aad1.data.media import video_to_tensor
+from aad1.data.selection import Facts, Picked
+from aad1.data.store import Manifest, Size, Skip
 from aad1.data.world import SPLITS, Track, make_clip, sample_scene
 from aad1.errors import UserError, nearest
-from aad1.progress import Progress
 
 Encode = Callable[[Tensor], Tensor]
-Read = NDArray[np.uint8] | ClipError
-READERS = 2  # threads that read the next batch while this one is encoded
-SHOWN = 10  # skipped clips named in the summary
+Outcome = tuple[int, Tensor, Facts] | ClipError  # bucket, latents and facts, or why there are none
+READERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # threads that read the next clips while a batch is encoded
+LEAST_BLOCK = 16  # clips: what a kill costs at most, in each process; a 480p latent has 8 MB
 
 
 @dataclass(frozen=True)
 class SourceClip:
     """A clip to be read when its turn comes.
 
-    ``read`` returns uint8 [frames, height, width, 3] or raises ClipError; ``extra`` is added to the row.
+    ``read`` returns its frames and facts or raises ClipError; ``extra`` is added to the row.
     """
 
     source: str
     caption: str
-    read: Callable[[], NDArray[np.uint8]]
+    read: Callable[[], Picked]
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What ``prepare_clips`` did: clips in the store, and what was skipped (earlier runs included)."""
-
-    folder: Path
-    count: int
-    skipped: tuple[Skip, ...]
-
-    def __str__(self) -> str:
-        text = f"{self.folder}: {self.count} clips"
-        if not self.skipped:
-            return text
-        lines = [f"  {skip.source}: {skip.reason}" for skip in self.skipped[:SHOWN]]
-        if len(self.skipped) > SHOWN:
-            lines.append(f"  and {len(self.skipped) - SHOWN} more")
-        where = f"all in {self.folder / SKIPPED}; to try them again, delete {self.folder}"
-        return "\n".join([f"{text}, {len(self.skipped)} skipped ({where})", *lines])
 
 
 # --- sources ----------------------------------------------------------------------------------
@@ -76,7 +62,9 @@ def _world_clip(split: str, index: int, frames: int, track: Track | None) -> Sou
     actual: Track = track or ("determined" if index % 2 == 0 else "free")
     caption = sample_scene(split, index, actual).caption
     source = f"world:{split}:{index}:{actual}"
-    return SourceClip(source, caption, lambda: make_clip(split, index, frames, actual).frames, {"track": actual})
+    return SourceClip(
+        source, caption, lambda: Picked(make_clip(split, index, frames, actual).frames), {"track": actual}
+    )
 
 
 def parse_world_source(source: str) -> tuple[str, int, Track]:
@@ -91,96 +79,120 @@ def parse_world_source(source: str) -> tuple[str, int, Track]:
     )
 
 
-def file_clips(clips: Sequence[ClipFile], *, size: tuple[int, int], fps: float, frames: int) -> list[SourceClip]:
+def file_clips(clips: Sequence[ClipFile], *, sizes: Sequence[Size], fps: float, frames: int) -> list[SourceClip]:
     """A user's clips (``find_clips``), read at these settings; rows name them as the user's list does."""
-    read = partial(read_clip, size=size, fps=fps, frames=frames)
+    read = partial(read_clip, sizes=sizes, fps=fps, frames=frames)
     return [SourceClip(clip.name, clip.caption, partial(read, clip)) for clip in clips]
 
 
 # --- the work ---------------------------------------------------------------------------------
 
 
-def prepare_clips(
+def clip_work(
     clips: Sequence[SourceClip],
-    out: str | Path,
+    out: Path,
     encode: Encode,
     manifest: Manifest,
     *,
     batch_size: int = 8,
-    shard_size: int = SHARD_SIZE,
+    block: int | None = None,
     readers: int = READERS,
-    progress: Progress | None = None,
-) -> Summary:
-    """Encode ``clips`` into the latent store ``out``, or continue there; prints and returns a summary.
+) -> Work:
+    """How ``clips`` become the latent store ``out``: one tensor, "latents", and rows with caption, source and facts.
 
-    The store has one tensor, "latents", and rows with caption, source and the clip's extra fields. A longer
-    list whose beginning is the same extends a store. Raises UserError when the store was begun with other
-    settings or other clips, and when no clip at all could be used.
+    A block has the least multiple of ``batch_size`` that is no less than LEAST_BLOCK, if ``block`` does not say
+    otherwise.
     """
-    with StoreWriter(out, manifest, shard_size) as writer:
-        writer.require_sources([clip.source for clip in clips], "clip")
-        bar = progress or Progress("Encoding clips", len(clips), done=writer.completed, unit="clip")
-        with bar:
-            for positions, read in _batches(clips, writer, batch_size, readers):
-                before = writer.completed
-                _add_batch(writer, clips[: positions.stop], _encoded(read, encode, manifest))
-                bar.advance(writer.completed - before, skipped=len(writer.skips))
-    summary = Summary(writer.folder, len(clips) - len(writer.skips), tuple(s for _, s in sorted(writer.skips.items())))
-    bar.print(str(summary))
+    size = block or -(-LEAST_BLOCK // batch_size) * batch_size
+    sources = [clip.source for clip in clips]
+    return Work(out, manifest, sources, size, partial(_blocks, clips, encode, manifest, batch_size, readers))
+
+
+def require_clips(summary: Summary) -> None:
+    """Raise UserError when no clip at all could be used."""
     if not summary.count:
-        raise UserError(f"none of the {len(clips)} clips could be used; the first: {summary.skipped[0].reason}")
-    return summary
+        first = summary.skipped[0].reason
+        raise UserError(f"none of the {len(summary.skipped)} clips could be used; the first: {first}")
 
 
-def _batches(
-    clips: Sequence[SourceClip], writer: StoreWriter, batch_size: int, readers: int
-) -> Iterator[tuple[range, dict[int, Read]]]:
-    """The positions of a batch and what was read for them, while the next batch is being read.
+def _blocks(
+    clips: Sequence[SourceClip],
+    encode: Encode,
+    manifest: Manifest,
+    batch_size: int,
+    readers: int,
+    wanted: Sequence[range],
+) -> Iterator[list[Clip | Skip]]:
+    """What became of each block's clips, while the next ones are being read."""
+    positions = [position for block in wanted for position in block]
+    reads = _read_ahead([clips[position] for position in positions], batch_size + readers, readers)
+    with closing(reads):
+        for block in wanted:
+            batches = _Batches(encode, manifest, batch_size)
+            done: dict[int, Outcome] = {}
+            for position, read in zip(block, reads, strict=False):
+                done |= batches.add(position, read) if isinstance(read, Picked) else {position: read}
+            done |= batches.rest()
+            yield [_outcome(clips[position], position, done[position]) for position in block]
 
-    Batches start at multiples of ``batch_size`` whatever was done before, and known bad clips stay out:
-    an encoder's last bits may depend on a clip's neighbours, and a continued store shall have the same bytes.
-    """
-    first = writer.completed - writer.completed % batch_size if writer.completed < len(clips) else len(clips)
-    known = frozenset(writer.skips)
+
+def _read_ahead(clips: Iterable[SourceClip], waiting: int, readers: int) -> Generator[Picked | ClipError, None, None]:
+    """What was read for each clip, in order; no more than ``waiting`` decoded clips are held."""
+    ahead: deque[Future[Picked | ClipError]] = deque()
+    left = iter(clips)
     with ThreadPoolExecutor(max_workers=readers) as pool:
+        try:
+            while True:
+                ahead += [pool.submit(_read, clip) for clip in islice(left, waiting - len(ahead))]
+                if not ahead:
+                    return
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-        def submit(start: int) -> tuple[range, dict[int, Future[Read]]]:
-            positions = range(start, min(start + batch_size, len(clips)))
-            return positions, {p: pool.submit(_read, clips[p]) for p in positions if p not in known}
 
-        ahead = submit(first)
-        while ahead[0]:
-            (positions, futures), ahead = ahead, submit(ahead[0].stop)
-            yield positions, {position: future.result() for position, future in futures.items()}
-
-
-def _read(clip: SourceClip) -> Read:
+def _read(clip: SourceClip) -> Picked | ClipError:
     try:
         return clip.read()
     except ClipError as error:
         return error
 
 
-def _encoded(read: Mapping[int, Read], encode: Encode, manifest: Manifest) -> dict[int, Tensor | ClipError]:
-    """Latents [channels, frames, height, width] for every position that could be read."""
-    good = {position: frames for position, frames in read.items() if not isinstance(frames, ClipError)}
-    for frames in good.values():
-        if frames.shape != (manifest.frames, *manifest.size, 3):
-            raise ValueError(f"a clip of shape {frames.shape} for {manifest}")
-    found: dict[int, Tensor | ClipError] = {p: e for p, e in read.items() if isinstance(e, ClipError)}
-    if good:
-        latents = encode(video_to_tensor(np.stack(list(good.values())))).cpu()
-        found |= dict(zip(good, latents, strict=True))
-    return found
+class _Batches:
+    """Clips of a block that wait until a batch of their picture size is full.
+
+    Batches never reach over a block: an encoder's last bits may depend on a clip's neighbours, and a block shall have
+    the same bytes whenever and by whomever it is made.
+    """
+
+    def __init__(self, encode: Encode, manifest: Manifest, size: int) -> None:
+        self.encode, self.manifest, self.size = encode, manifest, size
+        self._waiting: dict[int, dict[int, Picked]] = {}
+
+    def add(self, position: int, picked: Picked) -> dict[int, Outcome]:
+        """Take a clip; returns the clips of the batch that it fills, if it does, by position."""
+        frames, *size, _ = picked.frames.shape
+        if frames != self.manifest.frames or tuple(size) not in self.manifest.buckets:
+            raise ValueError(f"a clip of shape {picked.frames.shape} for {self.manifest}")
+        bucket = self.manifest.buckets.index((size[0], size[1]))
+        batch = self._waiting.setdefault(bucket, {})
+        batch[position] = picked
+        return self._encoded(bucket) if len(batch) == self.size else {}
+
+    def rest(self) -> dict[int, Outcome]:
+        """The clips of all batches that were not filled."""
+        return {position: kept for bucket in sorted(self._waiting) for position, kept in self._encoded(bucket).items()}
+
+    def _encoded(self, bucket: int) -> dict[int, Outcome]:
+        batch = self._waiting.pop(bucket)
+        latents = self.encode(video_to_tensor(np.stack([picked.frames for picked in batch.values()]))).cpu()
+        return {p: (bucket, clip, batch[p].facts) for p, clip in zip(batch, latents, strict=True)}
 
 
-def _add_batch(writer: StoreWriter, clips: Sequence[SourceClip], found: Mapping[int, Tensor | ClipError]) -> None:
-    """Record every clip that is not done yet, as latents or as skipped."""
-    for position in range(writer.completed, len(clips)):
-        clip, result = clips[position], found.get(position)
-        if isinstance(result, Tensor) and result.isfinite().all():
-            writer.add({"latents": result}, {"source": clip.source, "caption": clip.caption, **clip.extra})
-        elif isinstance(result, ClipError):
-            writer.skip(clip.source, result.reason)
-        else:  # skipped by an earlier run, whose reason stands, or spoilt by the encoder
-            writer.skip(clip.source, "its latents are not finite")
+def _outcome(clip: SourceClip, position: int, found: Outcome) -> Clip | Skip:
+    if isinstance(found, ClipError):
+        return Skip(position, clip.source, found.reason, found.kind)
+    bucket, latents, facts = found
+    if not latents.isfinite().all():
+        return Skip(position, clip.source, "its latents are not finite")
+    return Clip({"latents": latents}, {"source": clip.source, "caption": clip.caption, **clip.extra, **facts}, bucket)

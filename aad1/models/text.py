@@ -167,6 +167,11 @@ class EmbeddingCache:
         self._remember(key, embedding)
         return embedding
 
+    def holds(self, key: str) -> bool:
+        """Whether there is an embedding under ``key``, in memory or as a file."""
+        path = self._path(key)
+        return key in self._memory or (path is not None and path.is_file())
+
     def put(self, key: str, embedding: Tensor) -> None:
         """Store ``embedding`` under ``key``; the file appears whole or not at all.
 
@@ -234,6 +239,11 @@ class TextEncoder:
         if self._encoder is None:
             self._encoder = self._load().eval().requires_grad_(False)
         return self._encoder
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Those of ``prompts`` that the cache does not hold, each once; files are looked for, not read."""
+        cleaned = {clean_prompt(prompt): prompt for prompt in prompts}
+        return [prompt for text, prompt in cleaned.items() if not self._cache.holds(self._key(text))]
 
     def release(self) -> None:
         """Drop the encoder from memory; cached prompts are still served, others load it again."""

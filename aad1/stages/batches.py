@@ -52,6 +52,11 @@ class Stored(Generic[Batch]):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def buckets(self) -> Sequence[int]:
+        """Which picture size each item has: a batch holds one."""
+        return self.store.buckets[: len(self)].tolist()
+
     def read(self, indices: Sequence[int]) -> Batch:
         """The items at ``indices``, their captions embedded."""
         tensors, rows = self.store.read(indices)

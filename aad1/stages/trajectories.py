@@ -6,21 +6,26 @@ of the store's manifest and are checked before stage I begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from aad1.data.latents import LatentStore, Manifest, StoreWriter
+from aad1.data.blocks import Clip
+from aad1.data.filling import Work
+from aad1.data.latents import LatentStore
+from aad1.data.store import Manifest, Skip, items_on_disk
 from aad1.errors import UserError
 from aad1.flow import euler_grid, grid_index, shifted_levels
 from aad1.limits import Count, FallingLevels, Number, Positive
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
-from aad1.progress import Progress
 from aad1.teacher_sampling import trajectory
 from aad1.training.randomness import generator_for
 
@@ -66,7 +71,7 @@ def manifest_for(
     held = clips.manifest
     extra = {**settings, "stored_levels": config.stored_levels, "teacher": teacher_hash, "seed": seed}
     extra["negative_prompt"] = negative_prompt
-    return Manifest("trajectories", held.encoder, held.fps, held.size, held.frames, extra=extra)
+    return Manifest("trajectories", held.encoder, held.fps, held.size, held.frames, held.buckets, extra)
 
 
 def origins_of(clips: LatentStore, count: int) -> list[dict[str, str]]:
@@ -75,67 +80,72 @@ def origins_of(clips: LatentStore, count: int) -> list[dict[str, str]]:
     return [{"caption": row["caption"], "source": row["source"]} for row in rows]
 
 
-def make_trajectories(
-    teacher: CausalWanTransformer3DModel,
-    text: TextEncoder,
-    clips: LatentStore,
-    out: Path,
-    config: TrajectoryConfig,
-    *,
-    teacher_hash: str,
-    seed: int,
-    negative_prompt: str,
-) -> None:
-    """Denoise the captions of ``clips`` from fresh noise and store the points; continues an unfinished store."""
-    keep = stored_indices(config)
-    with StoreWriter(out, manifest_for(config, clips, teacher_hash, seed, negative_prompt)) as writer:
-        origins = origins_of(clips, max(config.count, writer.completed))
-        writer.require_sources([origin["source"] for origin in origins], "trajectory")
-        bar = Progress("trajectories", config.count, done=writer.completed, unit="clip")
-        with bar:
-            # Whole batches, also where a part of one is done: a result's last bits may depend on its neighbours.
-            begun = writer.completed % config.batch if writer.completed < config.count else 0
-            for start in range(writer.completed - begun, config.count, config.batch):
-                indices = range(start, min(start + config.batch, config.count))
-                noise = _noise(clips, indices, seed, teacher.device)
-                image = _images(clips, indices, teacher.device) if config.clean_image else None
-                texts = [origins[index]["caption"] for index in indices]
-                points = _points(teacher, text, noise, image, texts, negative_prompt, config, keep)
-                before = writer.completed
-                for index, point in zip(indices, points, strict=True):
-                    if index >= before:
-                        writer.add({"points": point.half()}, origins[index])
-                bar.advance(writer.completed - before)
+@dataclass(frozen=True)
+class Denoising:
+    """What trajectories are made from: the teacher (called for when the first is made), captions, clips, noise."""
+
+    teacher: Callable[[], CausalWanTransformer3DModel]
+    text: TextEncoder
+    clips: LatentStore
+    config: TrajectoryConfig
+    seed: int
+    negative_prompt: str
 
 
-def _noise(clips: LatentStore, indices: Sequence[int], seed: int, device: torch.device) -> Tensor:
-    """Each trajectory's own noise, whatever its batch."""
-    shape = clips.read([0])[0]["latents"].shape[1:]
-    return torch.stack([torch.randn(shape, generator=generator_for(seed, "trajectories", i)) for i in indices]).to(
-        device
-    )
+def trajectory_work(source: Denoising, out: Path, teacher_hash: str) -> Work:
+    """How the captions of the clips, denoised from fresh noise, become the trajectory store ``out``.
+
+    A block is one batch: a trajectory takes minutes with a large teacher, and a kill costs a block. A store that holds
+    more than ``config.count`` already keeps them.
+    """
+    config = source.config
+    manifest = manifest_for(config, source.clips, teacher_hash, source.seed, source.negative_prompt)
+    count = max(config.count, items_on_disk(out))
+    sources = [origin["source"] for origin in origins_of(source.clips, count)]
+    return Work(out, manifest, sources, config.batch, partial(_blocks, source), unit="trajectory")
 
 
-def _images(clips: LatentStore, indices: Sequence[int], device: torch.device) -> Tensor:
-    """The first frames of the clips whose captions the trajectories follow."""
-    tensors, _ = clips.read([index % len(clips) for index in indices])
-    return tensors["latents"][:, :, :1].float().to(device)
+def _blocks(source: Denoising, wanted: Sequence[range]) -> Iterator[list[Clip | Skip]]:
+    if not wanted:
+        return
+    teacher, buckets, keep = source.teacher(), source.clips.buckets, stored_indices(source.config)
+    for block in wanted:
+        points: dict[int, Tensor] = {}
+        for indices in _alike(block, buckets, source.config.batch):
+            points |= dict(zip(indices, _points(source, teacher, indices, keep).half(), strict=True))
+        yield [_clip(source.clips, index, points[index], int(buckets[index % len(buckets)])) for index in block]
+
+
+def _alike(block: range, buckets: NDArray[np.int64], most: int) -> Iterator[list[int]]:
+    """A block's trajectories in batches of one picture size, that of the clip behind each."""
+    of = {index: int(buckets[index % len(buckets)]) for index in block}
+    for bucket in sorted(set(of.values())):
+        indices = [index for index in block if of[index] == bucket]
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))
+
+
+def _clip(clips: LatentStore, index: int, points: Tensor, bucket: int) -> Clip:
+    row = clips.row(index % len(clips))
+    return Clip({"points": points}, {"caption": row["caption"], "source": row["source"]}, bucket)
+
+
+def _noise(shape: Sequence[int], indices: Sequence[int], seed: int) -> Tensor:
+    """Each trajectory's own noise, whatever its batch: [len(indices), *shape]."""
+    return torch.stack([torch.randn(*shape, generator=generator_for(seed, "trajectories", i)) for i in indices])
 
 
 def _points(
-    teacher: CausalWanTransformer3DModel,
-    text: TextEncoder,
-    noise: Tensor,
-    image: Tensor | None,
-    captions: Sequence[str],
-    negative_prompt: str,
-    config: TrajectoryConfig,
-    keep: Sequence[int],
+    source: Denoising, teacher: CausalWanTransformer3DModel, indices: Sequence[int], keep: Sequence[int]
 ) -> Tensor:
-    """The kept points, [batch, levels, channels, frames, height, width]."""
-    embedded = text.embed(captions).to(noise)
-    negative = text.embed([negative_prompt]).to(noise).expand_as(embedded)
+    """The kept points of these trajectories, [batch, levels, channels, frames, height, width]."""
+    config = source.config
+    tensors, rows = source.clips.read([index % len(source.clips) for index in indices])
+    clips = tensors["latents"]
+    noise = _noise(clips.shape[1:], indices, source.seed).to(teacher.device)
+    embedded = source.text.embed([row["caption"] for row in rows]).to(noise)
+    negative = source.text.embed([source.negative_prompt]).to(noise).expand_as(embedded)
     grid = euler_grid(config.steps, config.shift)
+    image = clips[:, :, :1].to(noise) if config.clean_image else None
     path = trajectory(teacher, noise, embedded, negative, grid=grid, guidance=config.guidance, image=image)
     wanted = set(keep)
     return torch.stack([latents for index, latents in enumerate(path) if index in wanted], dim=1)

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from aad1.data.latents import Sampler
+from aad1.data.order import Sampler
 from aad1.errors import UserError
 from aad1.limits import Count, Natural
 from aad1.progress import Progress
@@ -69,6 +69,16 @@ class Dataset(Protocol):
 
     def read(self, indices: Sequence[int]) -> Any:
         """The samples at ``indices``, collated."""
+        ...
+
+
+@runtime_checkable
+class Bucketed(Protocol):
+    """A dataset whose samples have several shapes: a batch holds one."""
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        """For every sample, which shape it has."""
         ...
 
 
@@ -133,10 +143,13 @@ class Run:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(len(self.stage.dataset), seed=self.seed)
+        self.sampler = Sampler(len(self.stage.dataset), seed=self.seed, buckets=self._buckets())
         self.step = 0
         self.finished = False
         self._saved: int | None = None
+
+    def _buckets(self) -> Sequence[int] | None:
+        return self.stage.dataset.buckets if isinstance(self.stage.dataset, Bucketed) else None
 
     def train(self) -> Path:
         """Run to the last step (or the stage's own stop) and export; returns what was exported."""
@@ -165,7 +178,7 @@ class Run:
         if set(state["players"]) != set(self.stage.players):
             raise UserError(f"{self.folder} holds another stage's run; choose another folder")
         self.step, self.finished, self._saved = step, state["finished"], step
-        self.sampler = Sampler.restore(state["sampler"], len(self.stage.dataset))
+        self.sampler = Sampler.restore(state["sampler"], len(self.stage.dataset), buckets=self._buckets())
         for name, player in self.stage.players.items():
             player.load_state_dict(state["players"][name])
         self.stage.load_state_dict(state["stage"])

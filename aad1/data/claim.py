@@ -1,0 +1,112 @@
+"""Who works on a store: one run at a time, of any number of processes, which agree on their shares through a file.
+
+The run's leader holds a lock on ``folder/.lock`` for as long as it lives; its text is the plan. The system drops
+the lock with the process, however that ends, so a killed run blocks nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there two runs at once are not noticed
+    fcntl = None  # type: ignore[assignment]
+
+from aad1.data.team import require_leader
+from aad1.errors import UserError
+from aad1.files import write_errors
+
+LOCK = ".lock"
+TRIES, PAUSE = 20, 0.1  # a follower that looks at the lock holds it for an instant
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do: which blocks, of how many source items each, of how many in all."""
+
+    run: str
+    block: int
+    items: int
+    blocks: tuple[int, ...]
+
+    def share(self, rank: int, ranks: int) -> tuple[int, ...]:
+        """The blocks that one of the run's processes makes."""
+        return self.blocks[rank::ranks]
+
+    def range_of(self, number: int) -> range:
+        """The source items of a block."""
+        return range(number * self.block, min((number + 1) * self.block, self.items))
+
+
+class Claim:
+    """The leader's hold on a store. Raises UserError when another run has it."""
+
+    def __init__(self, folder: Path) -> None:
+        with write_errors(folder / LOCK):
+            self._file = (folder / LOCK).open("a+", encoding="utf-8")
+        for attempt in range(TRIES):
+            if _locked(self._file):
+                break
+            if attempt == TRIES - 1:
+                self._file.close()
+                raise UserError(
+                    f"another run is working on the store {folder}; wait for it or stop it, "
+                    "or use --processes to have several at once"
+                )
+            time.sleep(PAUSE)
+        self._file.truncate(0)  # the plan of a run that was killed
+
+    def publish(self, plan: Plan) -> None:
+        """Tell the run's other processes what there is to do."""
+        with write_errors(Path(self._file.name)):
+            self._file.seek(0)
+            self._file.truncate(0)
+            self._file.write(json.dumps(asdict(plan)))
+            self._file.flush()
+
+    def release(self) -> None:
+        """Let others work on the store."""
+        self._file.truncate(0)
+        self._file.close()
+
+
+def read_plan(folder: Path, run: str) -> Plan | None:
+    """The plan of this run, None where its leader has not come so far."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            if _locked(file):
+                return None  # nobody leads: what it says is left from a run that was killed
+            facts = json.load(file)
+        plan = Plan(**(facts | {"blocks": tuple(facts["blocks"])}))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return plan if plan.run == run else None
+
+
+def await_plan(folder: Path, run: str) -> Plan:
+    """Wait until the run's leader has published its plan for this store."""
+    while (plan := read_plan(folder, run)) is None:
+        require_leader()
+        time.sleep(PAUSE)
+    return plan
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the lock could be had, alone by a leader, or with others by a follower who may only read ``file``.
+
+    Where there are no locks a leader has it and a follower has not, as if all were well.
+    """
+    if fcntl is None:
+        return file.writable()
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return file.writable()
+    return True
