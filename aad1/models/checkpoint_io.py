@@ -116,6 +116,12 @@ class WanFolder:
         whole = (part for part in found if not part.name.startswith("."))  # hidden: a write that was cut off
         return tuple(sorted(part.name for part in whole if _is_transformer(part)))
 
+    @property
+    def streams(self) -> bool:
+        """Whether its own transformer is a student, as in an export."""
+        name = _read_json(self.path / "transformer" / "config.json").get("_class_name")
+        return isinstance(name, str) and name != STOCK_TRANSFORMER
+
 
 def bundled(name: str) -> Path:
     """Return the path of a Wan folder that comes with the package.
