@@ -17,7 +17,7 @@ LIBRARIES = {"diffusers": "diffusers"}  # formats that the hub knows a library f
 
 
 def write_card(source: ExportSource, fresh: Path, format: str, notes: Sequence[str]) -> None:
-    """Write ``README.md`` into ``fresh``: front matter for the hub, facts, ``notes``, and an evaluation if there is one.
+    """Write ``README.md`` into ``fresh``: front matter for the hub, facts, ``notes``, an evaluation if there is one.
 
     format: of the export, e.g. ``diffusers``; notes: paragraphs of Markdown on how to use it.
     """
@@ -57,8 +57,8 @@ def _what_it_is(source: ExportSource) -> str:
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (
-        "An image and a prompt in, video out, chunk by chunk, for as long as anyone looks: a causal video model with a "
-        "context of constant size, written by `aad1 export`.\n\n"
+        "An image and a prompt in, video out, chunk by chunk, for as long as anyone looks: a causal video model, "
+        "written by `aad1 export`.\n\n"
         f"| | |\n|---|---|\n{rows}"
     )
 

@@ -134,7 +134,8 @@ def open_source(
     source = ExportSource(folder, student_folder(folder, student), dtype, report, base, advance)
     for part in (source.student, folder.path / "vae", folder.path / "text_encoder"):
         _weights(part)
-    _refuse_misfit(source)
+    folder.check_fit(source.student)
+    _check_weights(source)
     _ = source.evaluation
     return source
 
@@ -171,7 +172,7 @@ def _tensor_bytes(file: Path) -> int:
     return file.stat().st_size - 8 - header
 
 
-def _refuse_misfit(source: ExportSource) -> None:
+def _check_weights(source: ExportSource) -> None:
     """Raise UserError where the student's files lack a weight, hold another or one of another shape."""
     with reading(source.student):
         wanted = {name: tuple(value.shape) for name, value in source.skeleton.state_dict().items()}

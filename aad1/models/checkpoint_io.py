@@ -104,10 +104,13 @@ class WanFolder:
         Raises:
             UserError: when it cannot be read or does not fit them.
         """
-        refuse_misfit(
-            path, *(_read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
-        )
+        self.check_fit(path)
         return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
+
+    def check_fit(self, path: Path) -> None:
+        """Raise UserError when the transformer at ``path`` was not made for this VAE and text encoder."""
+        parts = (path, self.path / "vae", self.path / "text_encoder")
+        refuse_misfit(path, *(_read_json(part / "config.json") for part in parts))
 
     @property
     def transformers(self) -> tuple[str, ...]:
