@@ -33,6 +33,7 @@ from aad1.evaluation.report import Column, Report, Table, write_report
 from aad1.exporting import bundle as bundling
 from aad1.exporting import source
 from aad1.exporting.bundle import Bundle
+from aad1.exporting.pipeline import as_pixels
 from aad1.exporting.source import open_source
 from aad1.exporting.writing import MARK, export
 from aad1.models.causal_wan import CausalWanTransformer3DModel
@@ -193,6 +194,24 @@ def test_shards_are_cast_and_their_index_says_their_size(wan: Path, tmp_path: Pa
     loaded = open_folder(out).transformer(CausalWanTransformer3DModel)
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+
+
+def test_no_path_of_the_machine_travels(wan: Path, tmp_path: Path) -> None:
+    shutil.copytree(wan, tmp_path / "wan")
+    for part in ("student", "vae", "text_encoder"):
+        config = tmp_path / "wan" / part / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "/somebody/secret"}))
+    out = export(open_source(str(tmp_path / "wan"), "student"), "diffusers", tmp_path / "out")
+    assert not [name for name, held in tree(out).items() if b"secret" in held or str(tmp_path).encode() in held]
+
+
+def test_pictures_may_come_in_many_forms(still: Path) -> None:
+    pixels = np.asarray(Image.open(still))
+    for given in (still, str(still), Image.open(still), pixels):
+        np.testing.assert_array_equal(as_pixels(given), pixels)
+    for wrong in (pixels / 255, pixels[0], pixels[..., :1]):
+        with pytest.raises(UserError, match="uint8"):
+            as_pixels(wrong)
 
 
 def test_what_other_formats_are_given(wan: Path) -> None:

@@ -21,7 +21,7 @@ from aad1.exporting import example
 from aad1.exporting.bundle import bundle
 from aad1.exporting.card import write_card
 from aad1.exporting.pipeline import AAD1Pipeline
-from aad1.exporting.source import TRANSFORMER, ExportSource
+from aad1.exporting.source import TRANSFORMER, ExportSource, write_json
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import INDEX
 
@@ -64,8 +64,7 @@ def write_diffusers(source: ExportSource, fresh: Path) -> None:
     for part in (*COPIED, "scheduler"):
         source.copy_part(part, fresh / part)
     _write_code(fresh)
-    index = json.dumps(_model_index(source), indent=2, sort_keys=True)
-    (fresh / INDEX).write_text(index + "\n", encoding="utf-8")
+    write_json(fresh / INDEX, _model_index(source))
     write_card(source, fresh, "diffusers", _notes())
 
 

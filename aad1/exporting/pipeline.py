@@ -13,10 +13,13 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import UMT5EncoderModel
 
-from aad1.data.media import open_image
+from aad1.data.media import open_image, pixels_of
 from aad1.errors import UserError
 from aad1.models.text import TextEncoder
+from aad1.streaming.record import frame_count
 from aad1.streaming.session import Frames, Session, Student
+
+Picture = Image.Image | Frames | str | Path
 
 FPS = 16.0  # what Wan 2.1 was trained at
 
@@ -46,7 +49,7 @@ class AAD1Pipeline(DiffusionPipeline):
 
     def __call__(
         self,
-        image: Image.Image | Frames | str | Path,
+        image: Picture,
         prompt: str,
         *,
         seconds: float = 5.0,
@@ -59,19 +62,23 @@ class AAD1Pipeline(DiffusionPipeline):
         Raises:
             UserError: for less than one frame, and as for ``session``.
         """
-        total = round(seconds * fps) if num_frames is None else num_frames
+        total = frame_count(seconds, fps) if num_frames is None else num_frames
         if total < 1:
             raise UserError(f"{total} frames; ask for one or more")
-        chunks = self.session(image, prompt, **options).frames(total)
-        return StreamingOutput(frames=[[Image.fromarray(frame) for chunk in chunks for frame in chunk]])
+        video: list[Image.Image] = []
+        with self.progress_bar(total=total) as bar:
+            for chunk in self.session(image, prompt, **options).frames(total):
+                video += [Image.fromarray(frame) for frame in chunk]
+                bar.update(len(chunk))
+        return StreamingOutput(frames=[video])
 
-    def stream(self, image: Image.Image | Frames | str | Path, prompt: str, **options: Any) -> Iterator[Frames]:
+    def stream(self, image: Picture, prompt: str, **options: Any) -> Iterator[Frames]:
         """Iterate uint8 [frames, height, width, 3], a chunk at a time, without end; arguments as for ``session``."""
         return self.session(image, prompt, **options).chunks()
 
     def session(
         self,
-        image: Image.Image | Frames | str | Path,
+        image: Picture,
         prompt: str,
         *,
         seed: int = 0,
@@ -83,8 +90,9 @@ class AAD1Pipeline(DiffusionPipeline):
 
         image: a path, a PIL picture or uint8 [height, width, 3], of any size; the rest as for ``Session``.
         """
-        pixels = self._pixels(image)
-        return self._student().session(pixels, prompt, seed=seed, size=size, passes=passes, first_passes=first_passes)
+        return self._student().session(
+            as_pixels(image), prompt, seed=seed, size=size, passes=passes, first_passes=first_passes
+        )
 
     def _student(self) -> Student:
         parts: list[Any] = [self.transformer, self.vae, self.text_encoder]
@@ -92,7 +100,13 @@ class AAD1Pipeline(DiffusionPipeline):
         text = TextEncoder(self.tokenizer, lambda: encoder, device=generator.device)
         return Student("", generator, vae, text, overlap=generator.device.type == "cuda")
 
-    def _pixels(self, image: Image.Image | Frames | str | Path) -> Frames:
-        if isinstance(image, str | Path):
-            return open_image(image)
-        return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+
+def as_pixels(image: Picture) -> Frames:
+    """A path, a PIL picture or uint8 RGB [height, width, 3] as the last; UserError for other arrays."""
+    if isinstance(image, str | Path):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        return pixels_of(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"an image of {image.dtype} {list(image.shape)}; give uint8 [height, width, 3], or a picture")
+    return image

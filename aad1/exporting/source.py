@@ -87,8 +87,8 @@ class ExportSource:
         """Copy the student's weights as folder ``target``, cast, and write the whole config of our class."""
         self._copy(self.student, target)
         self._cast(target)
-        (target / "config.json").unlink()
         self.skeleton.save_config(target)
+        forget_origin(target / "config.json")
 
     def _copy(self, part: Path, target: Path) -> None:
         for file in sorted(part.rglob("*")):
@@ -96,6 +96,7 @@ class ExportSource:
                 copy = target / file.relative_to(part)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy_file(file, copy, self.advance)
+        forget_origin(target / "config.json")
 
     def _cast(self, target: Path) -> None:
         """Shard by shard, and what an index says of their size."""
@@ -108,7 +109,7 @@ class ExportSource:
                 **held.get("metadata", {}),
                 "total_size": sum(_tensor_bytes(f) for f in _weights(target)),
             }
-            index.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_json(index, held)
 
 
 def open_source(
@@ -155,6 +156,19 @@ def copy_file(source: Path, target: Path, advance: Callable[[int], object] = lam
         while block := reader.read(BLOCK):
             writer.write(block)
             advance(len(block))
+
+
+def forget_origin(config: Path) -> None:
+    """Take out of a config.json, if there is one, where a library had read it: a path of somebody's machine."""
+    if config.is_file():
+        held = json.loads(config.read_text(encoding="utf-8"))
+        if held.pop("_name_or_path", None) is not None:
+            write_json(config, held)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON as the libraries do."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _weights(part: Path) -> list[Path]:

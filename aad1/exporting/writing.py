@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 
 from aad1.errors import UserError, nearest
 from aad1.exporting.diffusers_folder import write_diffusers
-from aad1.exporting.source import ExportSource
+from aad1.exporting.source import ExportSource, write_json
 from aad1.files import write_errors
 from aad1.models.checkpoint_io import whole_folder
 from aad1.progress import Progress
@@ -39,8 +38,7 @@ def export(source: ExportSource, format: str, out: Path, *, overwrite: bool = Fa
         licence = distribution("aad1").read_text("licenses/LICENSE")
         assert licence is not None
         (fresh / "LICENSE").write_text(licence, encoding="utf-8")
-        mark = {"format": format, "aad1": version("aad1")}
-        (fresh / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(fresh / MARK, {"format": format, "aad1": version("aad1")})
     return out
 
 
