@@ -29,6 +29,7 @@ ORDER = (
     "assembly",
     "streaming",
     "evaluation",
+    "exporting",
     "reproduction",
     "demo",
     "serve",

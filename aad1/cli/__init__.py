@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import dropwhile
 from typing import Annotated, Any, TextIO, get_args
 
 import torch
@@ -21,6 +22,7 @@ from tyro.conf import arg, subcommand
 
 from aad1.cli.doctor import Doctor
 from aad1.cli.evaluating import Compare, EvaluateWorld
+from aad1.cli.exporting import Export
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
 from aad1.cli.options import GIVEN, Group, complain, say
@@ -64,6 +66,7 @@ Command = (
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[WorldImage, subcommand("world-image")]
     | Annotated[Evaluate, subcommand("evaluate")]
@@ -125,8 +128,9 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _unboxed(box: str) -> str:
-    """The message of one of tyro's boxes: its title, and the lines down to the first rule."""
+    """The message of one of tyro's boxes: its title, and the lines down to the first rule (in ASCII: to the second)."""
     title, *rows = [line.strip("╭╮╰╯│─-+| ") for line in box.strip().splitlines()]
+    rows = list(dropwhile(lambda row: not row, rows))
     return f"{title.lower()}: {' '.join(rows[: rows.index('')] if '' in rows else rows)}"
 
 

@@ -37,7 +37,7 @@ from aad1.models.checkpoint_io import WanFolder, open_folder
 from aad1.models.vae import geometry
 from aad1.recipe import Recipe
 from aad1.runtime import pick_device
-from aad1.streaming import STUDENT
+from aad1.streaming import STUDENT, student_folder
 from aad1.workspace import DISTILLATION, Workspace, model_path
 
 ROWS = (*sources.BESIDE, STUDENT)
@@ -118,7 +118,7 @@ class EvaluateWorld:
 
     def _row(self, name: str, folder: WanFolder, recipe: Recipe) -> Source:
         if name == STUDENT:
-            return sources.student(STUDENT, folder, folder.path / STUDENT, self.seed)
+            return sources.student(STUDENT, folder, student_folder(folder), self.seed)
         return sources.beside(name, folder, recipe, self.seed, ROWS)
 
     def _stages(self, run: Path, folder: WanFolder) -> Iterator[Source]:

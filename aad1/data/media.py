@@ -73,7 +73,7 @@ def open_image(
         with Image.open(source, formats=kinds) as image:
             _refuse_pixels(name, image.size, most_pixels)
             image.load()
-            return np.asarray(_to_rgb(_upright(image)))
+            return pixels_of(image)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist; give the path of a picture (PNG, JPEG, WebP, ...)") from None
     except Image.DecompressionBombError as error:
@@ -89,6 +89,11 @@ def open_image(
         raise UserError(f"{name} does not fit into memory; give a smaller copy") from None
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise UserError(f"{name} cannot be read ({error}); save it as PNG or JPEG and try again") from None
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture that is open as uint8 RGB [height, width, 3]: upright, in sRGB, over neutral grey."""
+    return np.asarray(_to_rgb(_upright(image)))
 
 
 def _refuse_pixels(name: str, size: tuple[int, int], most: int | None) -> None:

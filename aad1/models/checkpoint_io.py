@@ -104,10 +104,13 @@ class WanFolder:
         Raises:
             UserError: when it cannot be read or does not fit them.
         """
-        refuse_misfit(
-            path, *(_read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
-        )
+        self.check_fit(path)
         return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
+
+    def check_fit(self, path: Path) -> None:
+        """Raise UserError when the transformer at ``path`` was not made for this VAE and text encoder."""
+        parts = (path, self.path / "vae", self.path / "text_encoder")
+        refuse_misfit(path, *(_read_json(part / "config.json") for part in parts))
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -115,6 +118,12 @@ class WanFolder:
         found = (config.parent for config in self.path.glob("*/config.json"))
         whole = (part for part in found if not part.name.startswith("."))  # hidden: a write that was cut off
         return tuple(sorted(part.name for part in whole if _is_transformer(part)))
+
+    @property
+    def streams(self) -> bool:
+        """Whether its own transformer is a student, as in an export."""
+        name = _read_json(self.path / "transformer" / "config.json").get("_class_name")
+        return isinstance(name, str) and name != STOCK_TRANSFORMER
 
 
 def bundled(name: str) -> Path:

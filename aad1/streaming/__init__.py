@@ -4,7 +4,7 @@ from aad1.streaming.accounting import Account, ChunkTime
 from aad1.streaming.noise import StreamNoise
 from aad1.streaming.record import Recording, enlargement, frame_count, record
 from aad1.streaming.session import Session, Student, check_passes, picture_size
-from aad1.streaming.student import DTYPES, STUDENT, load_student, load_teacher
+from aad1.streaming.student import DTYPES, STUDENT, load_student, load_teacher, student_folder
 
 __all__ = [
     "DTYPES",
@@ -22,4 +22,5 @@ __all__ = [
     "load_teacher",
     "picture_size",
     "record",
+    "student_folder",
 ]

@@ -22,12 +22,13 @@ from aad1.data.clips import list_rows
 from aad1.data.media import VideoWriter, open_image, read_metadata
 from aad1.errors import UserError, nearest
 from aad1.files import sync, write_atomic, write_errors
-from aad1.models.checkpoint_io import folder_hash
+from aad1.models.checkpoint_io import folder_hash, open_folder
 from aad1.models.text import check_words, clean_prompt
 from aad1.progress import Progress
 from aad1.streaming.noise import check_seed
 from aad1.streaming.record import Recording, check_recording, enlargement, frame_count, record
 from aad1.streaming.session import Student, check_passes, picture_size
+from aad1.streaming.student import student_folder
 from aad1.workspace import model_path
 
 MANIFEST = "manifest.jsonl"
@@ -412,9 +413,9 @@ class Batch:
 
 def weights_hash(model: str, student: str) -> str:
     """What a student and the VAE and text encoder beside it hold, in 16 hexadecimal digits; as for ``load_student``."""
-    folder = model_path(model)
-    own = folder / student if (folder / student).is_dir() else Path(student)
-    hashes = [folder_hash(part) for part in (own, folder / "vae", folder / "text_encoder")]
+    folder = open_folder(model_path(model))
+    own = student_folder(folder, student)
+    hashes = [folder_hash(part) for part in (own, folder.path / "vae", folder.path / "text_encoder")]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
 

@@ -28,18 +28,18 @@ def load_student(
 ) -> Student:
     """Load a student with the VAE and text encoder of its Wan folder.
 
-    model: a folder, or the name of a bundled one. student: a subfolder of it, or the path of a student that a
-    run exported. dtype: of the transformer and text encoder, by default bfloat16 on a GPU and float32 on a CPU.
-    compiled: run its blocks through torch.compile, which takes a minute during the first chunks of the first session
-    (``Student.warm_up``). overlap: decode beside the making of the next chunk, by default on a GPU only: on a CPU
-    both would share the same cores.
+    model: a folder, or the name of a bundled one. student: as for ``student_folder``. dtype: of the transformer and
+    text encoder, by default bfloat16 on a GPU and float32 on a CPU. compiled: run its blocks through torch.compile,
+    which takes a minute during the first chunks of the first session (``Student.warm_up``). overlap: decode beside
+    the making of the next chunk, by default on a GPU only: on a CPU both would share the same cores.
 
     Raises:
         UserError: when a part is missing or the device is not there.
     """
     where = pick_device(device)
     folder = _open(model, where, dtype)
-    generator = _generator(folder, student).eval().requires_grad_(False)
+    generator = folder.transformer_at(CausalWanTransformer3DModel, student_folder(folder, student))
+    generator.eval().requires_grad_(False)
     if compiled:
         generator.compile_blocks()
     # Half precision shows in the VAE's colours and saves little: it is the smallest part.
@@ -61,11 +61,18 @@ def _open(model: str | Path, device: torch.device, dtype: torch.dtype | None) ->
     return open_folder(model_path(str(model)), dtype=dtype or usual, device=str(device))
 
 
-def _generator(folder: WanFolder, student: str) -> CausalWanTransformer3DModel:
+def student_folder(folder: WanFolder, student: str = STUDENT) -> Path:
+    """Where a student lies: in a subfolder of ``folder``, at a path, or as the transformer of an export.
+
+    Raises:
+        UserError: when it is nowhere, with how to get one.
+    """
     if student in folder.transformers:
-        return folder.transformer(CausalWanTransformer3DModel, student)
+        return folder.path / student
     if (Path(student) / "config.json").is_file():
-        return folder.transformer_at(CausalWanTransformer3DModel, Path(student))
+        return Path(student)
+    if student == STUDENT and folder.streams:
+        return folder.path / "transformer"
     raise UserError(
         f"'{folder.path}' has no student '{student}': distil one with `aad1 distill --model {folder.path} --install`, "
         "or give the folder that a run exported (.../final/student)"

@@ -1,0 +1,1 @@
+"""Exports: a student as a folder that other programs load, with its card, licence, example and evaluation."""
