@@ -418,7 +418,7 @@ def test_a_checkpoint_of_a_newer_format_is_not_guessed_at(tmp_path: Path) -> Non
     run(tmp_path, steps=3)
     meta = tmp_path / CHECKPOINTS / "step-00000003" / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99; this version reads 2"):
+    with pytest.raises(UserError, match="format 99; this version reads 3"):
         run(tmp_path, resume=True)
 
 

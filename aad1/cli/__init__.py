@@ -28,6 +28,7 @@ from aad1.cli.generating import Bench, Generate, WorldImage
 from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.preference import Preference
 from aad1.cli.preparing import Prepare
+from aad1.cli.pushing import Push
 from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Train
@@ -72,6 +73,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Doctor, subcommand("doctor")]
+    | Annotated[Push, subcommand("push")]
     | Annotated[Reproduce, subcommand("reproduce")]
 )
 

@@ -6,19 +6,24 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import distribution, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from aad1.errors import UserError, nearest
 from aad1.exporting.diffusers_folder import write_diffusers
+from aad1.exporting.engines import write_fastvideo, write_sglang
 from aad1.exporting.source import ExportSource, write_json
 from aad1.files import write_errors
 from aad1.models.checkpoint_io import whole_folder
 from aad1.progress import Progress
 
-FORMATS: dict[str, Callable[[ExportSource, Path], None]] = {"diffusers": write_diffusers}
+FORMATS: dict[str, Callable[[ExportSource, Path], None]] = {
+    "diffusers": write_diffusers,
+    "sglang": write_sglang,
+    "fastvideo": write_fastvideo,
+}
 MARK = "export.json"  # tells an export, which may be replaced, from anything else
 MIB = 2**20
 
@@ -35,11 +40,15 @@ def export(source: ExportSource, format: str, out: Path, *, overwrite: bool = Fa
     _refuse_full_disk(source, out)
     with Progress("exporting", source.bytes // MIB, unit="MiB") as bar, _errors(out), whole_folder(out) as fresh:
         write(replace(source, advance=_in_mebibytes(bar)), fresh)
-        licence = distribution("aad1").read_text("licenses/LICENSE")
-        assert licence is not None
-        (fresh / "LICENSE").write_text(licence, encoding="utf-8")
+        (fresh / "LICENSE").write_text(_licence(), encoding="utf-8")
         write_json(fresh / MARK, {"format": format, "aad1": version("aad1")})
     return out
+
+
+def _licence() -> str:
+    """As the package was installed with it; a checkout on the path has it beside the package."""
+    installed = (found.read_text("licenses/LICENSE") for found in distributions(name="aad1"))
+    return next(filter(None, installed), None) or (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
 
 
 def writer_of(format: str) -> Callable[[ExportSource, Path], None]:

@@ -41,6 +41,8 @@ Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
 ASSETS = Path(__file__).parents[1] / "assets"
 INDEX = "model_index.json"
 PIPELINE = "WanPipeline"
+CAUSAL_PIPELINE = "WanCausalDMDPipeline"  # of the folders that serving engines load
+SINK_COUNTED = "window_counts_sink"  # in a config: local_attn_size is sink + window, as the engines count
 STOCK_TRANSFORMER = WanTransformer3DModel.__name__
 MODELS = {"transformer": (STOCK_TRANSFORMER,), "vae": ("AutoencoderKLWan",), "text_encoder": ("UMT5EncoderModel",)}
 PARTS = {
@@ -105,6 +107,9 @@ class WanFolder:
             UserError: when it cannot be read or does not fit them.
         """
         self.check_fit(path)
+        own = _read_json(path / "config.json")
+        if own.get(SINK_COUNTED):
+            config = {"local_attn_size": own["local_attn_size"] - own["sink_size"], **config}
         return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
 
     def check_fit(self, path: Path) -> None:
@@ -177,7 +182,10 @@ def _check_parts(path: Path) -> None:
 def _check_kind(path: Path, index: dict[str, Any]) -> None:
     """Refuse other pipelines: image-to-video Wan, two-transformer Wan and foreign models."""
     kind = index.get("_class_name")
-    if isinstance(kind, str) and kind != PIPELINE:  # a list names a pipeline file that comes with the folder
+    if isinstance(kind, str) and kind not in (
+        PIPELINE,
+        CAUSAL_PIPELINE,
+    ):  # a list names a pipeline file that comes with the folder
         raise UserError(f"'{path}' is a {kind}; allowed: {PIPELINE} (the image enters as context, so use a T2V model)")
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"'{path}' splits its noise levels between two transformers; use a model with one")

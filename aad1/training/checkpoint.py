@@ -19,7 +19,7 @@ import torch
 from aad1.errors import UserError
 from aad1.files import sync
 
-FORMAT = 2
+FORMAT = 3
 WRITING = ".writing-"
 
 
