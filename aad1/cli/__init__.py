@@ -19,6 +19,7 @@ import torch
 import tyro
 from tyro.conf import arg, subcommand
 
+from aad1.cli.converting import Convert
 from aad1.cli.doctor import Doctor
 from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.folder import EvaluateFolder
@@ -67,6 +68,7 @@ Command = (
     | Annotated[WorldImage, subcommand("world-image")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Convert, subcommand("convert")]
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Reproduce, subcommand("reproduce")]
 )

@@ -55,6 +55,7 @@ HASHED = (*WEIGHTS, ".json", ".model")
 HASH_BLOCK = 2**24
 PARTIAL = ".partial-"  # marks a folder that is being written
 STALE = ".stale-"  # marks the old folder while a new one takes its place
+FLOW_SHIFT = 3.0  # of the scheduler, for 480p
 PROVENANCE = ("_", "transformers_version")  # config keys that say who wrote a file, not what is in it
 
 
@@ -105,7 +106,7 @@ class WanFolder:
             UserError: when it cannot be read or does not fit them.
         """
         refuse_misfit(
-            path, *(_read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
+            path, *(read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
         )
         return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
 
@@ -147,10 +148,10 @@ def open_folder(path: str | Path, *, dtype: torch.dtype = torch.float32, device:
             f"'{path}' is not a Wan folder: it has no {INDEX}; give the folder that holds {', '.join(PARTS)}"
         )
     _settle(path)
-    index = _read_json(path / INDEX)
+    index = read_json(path / INDEX)
     _check_parts(path)
     _check_kind(path, index)
-    refuse_misfit(path, *(_read_json(path / part / "config.json") for part in MODELS))
+    refuse_misfit(path, *(read_json(path / part / "config.json") for part in MODELS))
     return WanFolder(path, dtype, device)
 
 
@@ -173,7 +174,7 @@ def _check_kind(path: Path, index: dict[str, Any]) -> None:
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"'{path}' splits its noise levels between two transformers; use a model with one")
     for part, allowed in MODELS.items():
-        config = _read_json(path / part / "config.json")
+        config = read_json(path / part / "config.json")
         name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
         if name not in allowed and not (part == "transformer" and _is_transformer(path / part)):
             raise UserError(f"'{path / part}' is a {name}; allowed: {', '.join(allowed)}")
@@ -198,11 +199,12 @@ def refuse_misfit(path: Path, transformer: Mapping[str, Any], vae: Mapping[str, 
 
 
 def _is_transformer(part: Path) -> bool:
-    name = _read_json(part / "config.json").get("_class_name", "")
+    name = read_json(part / "config.json").get("_class_name", "")
     return isinstance(name, str) and name.endswith(STOCK_TRANSFORMER)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; UserError for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -305,7 +307,7 @@ def _read_and_hash(file: Path) -> str:
 
 def _canonical_json(file: Path) -> bytes:
     """A config without key order, white space and the entries that name its writer."""
-    content = _read_json(file)
+    content = read_json(file)
     kept = {key: value for key, value in content.items() if not key.startswith(PROVENANCE)}
     return json.dumps(kept, sort_keys=True).encode()
 
@@ -377,7 +379,7 @@ def save_pipeline_folder(
     vae: AutoencoderKLWan,
     tokenizer: Any,
     text_encoder: UMT5EncoderModel,
-    flow_shift: float = 3.0,
+    flow_shift: float = FLOW_SHIFT,
     students: Mapping[str, WanTransformer3DModel] | None = None,
     dtype: torch.dtype | None = None,
 ) -> WanFolder:
@@ -390,24 +392,34 @@ def save_pipeline_folder(
     if taken:
         raise UserError(f"a student cannot be called {', '.join(taken)}: that is a part of the folder; try 'student'")
     refuse_misfit(Path(folder), transformer.config, vae.config, text_encoder.config.to_dict())
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
     with whole_folder(folder) as fresh:
         _write_transformer(transformer, fresh / "transformer", True, dtype)
-        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": text_encoder, "scheduler": scheduler}
+        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": text_encoder}
         for name, part in parts.items():
             _write(part, fresh / name, dtype)
         for name, student in (students or {}).items():
             _write_transformer(student, fresh / name, False, dtype)
-        _write_json(fresh / INDEX, _model_index(scheduler))
+        write_index(fresh, flow_shift)
     return open_folder(folder)
 
 
-def _model_index(scheduler: Any) -> dict[str, Any]:
+def write_index(folder: Path, flow_shift: float = FLOW_SHIFT) -> None:
+    """Write the scheduler and the ``model_index.json`` that make a Wan folder of the parts in it.
+
+    ``expand_timesteps`` tells other programs that a 48-channel model (Wan 2.2 TI2V) takes a noise level a token.
+    """
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
+    scheduler.save_pretrained(folder / "scheduler")
+    per_token = bool(read_json(folder / "vae" / "config.json").get("is_residual"))
+    write_json(folder / INDEX, _model_index(scheduler, per_token))
+
+
+def _model_index(scheduler: Any, per_token: bool) -> dict[str, Any]:
     return {
         "_class_name": PIPELINE,
         "_diffusers_version": version("diffusers"),
         "boundary_ratio": None,
-        "expand_timesteps": False,
+        "expand_timesteps": per_token,
         "scheduler": ["diffusers", type(scheduler).__name__],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
@@ -421,9 +433,9 @@ def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: boo
     _write(model, folder, dtype)
     if as_stock:
         known = inspect.signature(WanTransformer3DModel.__init__).parameters
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         kept = {key: value for key, value in config.items() if key in known or key.startswith("_")}
-        _write_json(folder / "config.json", {**kept, "_class_name": STOCK_TRANSFORMER})
+        write_json(folder / "config.json", {**kept, "_class_name": STOCK_TRANSFORMER})
 
 
 def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
@@ -434,8 +446,8 @@ def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
         return
     if dtype is not None:
         recast(folder, dtype)
-    config = _read_json(folder / "config.json")
-    _write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files that only their owner may read
 
@@ -457,5 +469,6 @@ def _recast(file: Path, dtype: torch.dtype) -> None:
     file.chmod(mode)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, the same for the same content."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
