@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from aad1.errors import UserError, nearest
 from aad1.files import sync
 from aad1.models.text import TextEncoder
+from aad1.models.weights import tensors_of
 
 Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
 
@@ -75,14 +76,14 @@ class WanFolder:
 
     def vae(self) -> AutoencoderKLWan:
         """Load the VAE, frozen and in evaluation mode."""
-        vae = whole_model(AutoencoderKLWan, self.path / "vae", torch_dtype=self.dtype)
-        return vae.to(self.device).eval().requires_grad_(False)
+        vae = whole_model(AutoencoderKLWan, self.path / "vae", self.dtype, self.device)
+        return vae.eval().requires_grad_(False)
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
         """Load the tokenizer; the encoder follows on the first prompt that ``cache_folder`` does not hold."""
         with reading(self.path / "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
-        load = partial(_load_text_encoder, self.path / "text_encoder", self.dtype, self.device)
+        load = partial(whole_model, UMT5EncoderModel, self.path / "text_encoder", self.dtype, self.device)
         identity = ""
         if cache_folder is not None:
             parts = [folder_hash(self.path / part) for part in ("text_encoder", "tokenizer")]
@@ -108,7 +109,7 @@ class WanFolder:
         refuse_misfit(
             path, *(read_json(part / "config.json") for part in (path, self.path / "vae", self.path / "text_encoder"))
         )
-        return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
+        return whole_model(cls, path, self.dtype, self.device, **config)
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -214,18 +215,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _load_text_encoder(path: Path, dtype: torch.dtype, device: str) -> UMT5EncoderModel:
-    return whole_model(UMT5EncoderModel, path, dtype=dtype, local_files_only=True).to(device)
+def whole_model(cls: Any, path: Path, dtype: torch.dtype, device: str, **config: Any) -> Any:
+    """Load a part, each tensor cast and moved as its shard is read; ``config`` overrides entries of its config.json.
 
+    So the host holds no more than the model in ``dtype`` and one shard, and only the shard when ``device`` is a GPU.
 
-def whole_model(cls: Any, path: Path, **options: Any) -> Any:
-    """Load a part; weights that its config asks for and the files lack, or the reverse, are refused."""
+    Raises:
+        UserError: when the files lack weights that the config asks for, or the reverse, or cannot be read.
+    """
+    key = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
     with _quietly(), reading(path):
-        model, found = cls.from_pretrained(path, output_loading_info=True, **options)
-        for what in ("missing", "unexpected"):
-            if names := sorted(found[f"{what}_keys"]):
-                raise ValueError(f"its config.json does not fit its weights: {len(names)} {what}, such as {names[0]}")
-    return model
+        _refuse_misnamed(cls, path, config)
+        return cls.from_pretrained(path, local_files_only=True, device_map={"": device}, **{key: dtype}, **config)
+
+
+def _refuse_misnamed(cls: Any, path: Path, config: Mapping[str, Any]) -> None:
+    """Compare names before anything is read: libraries invent what is missing, or fail on it in other words."""
+    with torch.device("meta"):
+        if issubclass(cls, ModelMixin):
+            model = cls.from_config(cls.load_config(path), **config)
+        else:
+            model = cls(cls.config_class.from_pretrained(path, local_files_only=True))
+    tied = set(getattr(cls, "_tied_weights_keys", None) or ())
+    wanted, found = (set(names) - tied for names in (model.state_dict(), tensors_of(path)))
+    for what, names in (("missing", wanted - found), ("unexpected", found - wanted)):
+        if names:
+            raise ValueError(f"its config.json does not fit its weights: {len(names)} {what}, such as {min(names)}")
 
 
 @contextmanager
@@ -233,7 +248,7 @@ def reading(part: Path) -> Iterator[None]:
     """Damaged or foreign weights become a UserError; the libraries raise a dozen kinds of errors for them."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the weights
+    except (UserError, MemoryError, torch.OutOfMemoryError):  # said already, or nothing is wrong with the weights
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
