@@ -12,7 +12,14 @@ from aad1.errors import UserError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, rename: ``path`` is the old file or the whole new one, never half.
+    """Write ``data`` as ``write_whole`` does."""
+    with write_whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Give a hidden neighbour to write, flush it, rename it: ``path`` is the old file or the whole new one, never half.
 
     Its folder is made if there is none. Raises UserError when the disk is full or the place is not writable; nothing is
     left behind then.
@@ -21,11 +28,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
+            yield temporary
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise

@@ -331,10 +331,10 @@ def test_a_torn_config_is_named(copy: Path) -> None:
 def test_a_full_memory_is_not_blamed_on_the_weights(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(WanTransformer3DModel, "to", full)
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", full)
     with pytest.raises(error):
         open_folder(tiny_folder).transformer(WanTransformer3DModel)
 

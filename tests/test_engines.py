@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import with_student
 
+from aad1.cli import main
 from aad1.exporting.engines import write_fastvideo, write_sglang
 from aad1.exporting.source import ExportSource, open_source
+from aad1.exporting.writing import export
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder, save_transformer
 from aad1.streaming import load_student
@@ -126,3 +128,18 @@ def test_the_folder_comes_back(write: Any, source: ExportSource, tmp_path: Path)
         assert name == other
         assert torch.equal(weight, again)
     assert load_student(tmp_path / "out", device="cpu").generator.span == own.span
+
+
+def test_the_generator_of_self_forcing_comes_back(source: ExportSource, tmp_path: Path) -> None:
+    out = export(source, "self-forcing", tmp_path / "out")
+    held = torch.load(out / "generator.pt", weights_only=True)
+    assert held.keys() == {"generator", "generator_ema"}
+    assert {"model.head.head.weight", "model.blocks.0.self_attn.q.weight"} <= held["generator_ema"].keys()
+    base = str(source.folder.path)
+    assert (
+        main(["convert", str(out / "generator.pt"), "--base", base, "--head_dim", "16", "-o", str(tmp_path / "back")])
+        == 0
+    )
+    back = source.folder.transformer_at(CausalWanTransformer3DModel, tmp_path / "back")
+    for weight, again in zip(source.load_generator().parameters(), back.parameters(), strict=True):
+        assert torch.equal(weight, again)

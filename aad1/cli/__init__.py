@@ -20,6 +20,7 @@ import torch
 import tyro
 from tyro.conf import arg, subcommand
 
+from aad1.cli.converting import Convert
 from aad1.cli.doctor import Doctor
 from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.exporting import Export
@@ -72,6 +73,7 @@ Command = (
     | Annotated[WorldImage, subcommand("world-image")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Convert, subcommand("convert")]
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Push, subcommand("push")]
     | Annotated[Reproduce, subcommand("reproduce")]

@@ -21,9 +21,9 @@ from aad1.exporting import example
 from aad1.exporting.bundle import bundle
 from aad1.exporting.card import write_card
 from aad1.exporting.pipeline import AAD1Pipeline
-from aad1.exporting.source import TRANSFORMER, ExportSource, write_json
+from aad1.exporting.source import TRANSFORMER, ExportSource
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import INDEX
+from aad1.models.checkpoint_io import INDEX, write_json
 
 PIPELINE_FILE, TRANSFORMER_FILE, EXAMPLE = "aad1_pipeline", "aad1_transformer", "example.py"
 COPIED = ("vae", "text_encoder", "tokenizer")  # components of the pipeline, besides the transformer

@@ -1,6 +1,6 @@
-"""Folders that serving engines load: SGLang-Diffusion and FastVideo, by their class, key and weight names.
+"""What other engines load, by their class, key and weight names: SGLang-Diffusion, FastVideo, and Self Forcing's code.
 
-Both read a folder in diffusers' layout whose pipeline is ``WanCausalDMDPipeline``, whose transformer is
+The first two read a folder in diffusers' layout whose pipeline is ``WanCausalDMDPipeline``, whose transformer is
 ``CausalWanTransformer3DModel`` with diffusers' weight names (their ``param_names_mapping`` renames them on the way
 in) and whose scheduler is ``SelfForcingFlowMatchScheduler``. Facts from sgl-project/sglang
 (python/sglang/multimodal_gen: configs/models/dits/wanvideo.py 00bedbb, runtime/models/dits/causal_wanvideo.py 0344e3d,
@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from aad1.exporting.card import write_card
-from aad1.exporting.source import TRANSFORMER, ExportSource, write_json
+from aad1.exporting.source import TRANSFORMER, ExportSource
 from aad1.flow import TIMESTEP_SCALE
-from aad1.models.checkpoint_io import CAUSAL_PIPELINE, INDEX, SINK_COUNTED
+from aad1.models.checkpoint_io import CAUSAL_PIPELINE, INDEX, SINK_COUNTED, write_json
+from aad1.models.released import save_self_forcing
 
 SCHEDULER = "SelfForcingFlowMatchScheduler"
 SCHEDULE = {
@@ -39,6 +40,7 @@ SCHEDULE = {
     "inverse_timesteps": False,
     "reverse_sigmas": False,
 }
+GENERATOR = "generator.pt"
 PARTS = ("vae", "text_encoder", "tokenizer")
 
 
@@ -63,6 +65,21 @@ def write_sglang(source: ExportSource, fresh: Path) -> None:
 def write_fastvideo(source: ExportSource, fresh: Path) -> None:
     """Write the folder that FastVideo serves into ``fresh``; warns of what it would refuse of this student."""
     _write(source, fresh, FASTVIDEO)
+
+
+def write_self_forcing(source: ExportSource, fresh: Path) -> None:
+    """Write ``generator.pt`` into ``fresh``, as Self Forcing, CausVid and their descendants load it."""
+    config = source.skeleton.config
+    save_self_forcing(source.load_generator(), fresh / GENERATOR)
+    facts = [
+        f"latent frames a chunk: {config.num_frames_per_block}; sink: {config.sink_size}; window, own chunk included "
+        f"and the sink apart: {config.local_attn_size}",
+        f"noise levels of a chunk's passes: {', '.join(f'{level:g}' for level in config.passes)}",
+        "the picture enters as a clean latent frame, a chunk of its own before the first",
+    ]
+    lines = "\n".join(f"- {fact}" for fact in facts)
+    use = f"`{GENERATOR}` has the entries `generator` and `generator_ema`, the same weights, by Wan's own names:"
+    write_card(source, fresh, "self-forcing", [f"{use}\n\n{lines}"])
 
 
 def _write(source: ExportSource, fresh: Path, engine: Engine) -> None:

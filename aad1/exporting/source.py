@@ -17,7 +17,7 @@ from safetensors import safe_open
 from aad1.errors import UserError
 from aad1.evaluation.report import Report, read_report
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import WanFolder, open_folder, reading, recast
+from aad1.models.checkpoint_io import WanFolder, open_folder, reading, recast, write_json
 from aad1.streaming.student import student_folder
 from aad1.workspace import model_path
 
@@ -164,11 +164,6 @@ def forget_origin(config: Path) -> None:
         held = json.loads(config.read_text(encoding="utf-8"))
         if held.pop("_name_or_path", None) is not None:
             write_json(config, held)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON as the libraries do."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _weights(part: Path) -> list[Path]:

@@ -13,16 +13,17 @@ from safetensors import SafetensorError
 
 from aad1.errors import UserError, nearest
 from aad1.exporting.diffusers_folder import write_diffusers
-from aad1.exporting.engines import write_fastvideo, write_sglang
-from aad1.exporting.source import ExportSource, write_json
+from aad1.exporting.engines import write_fastvideo, write_self_forcing, write_sglang
+from aad1.exporting.source import ExportSource
 from aad1.files import write_errors
-from aad1.models.checkpoint_io import whole_folder
+from aad1.models.checkpoint_io import whole_folder, write_json
 from aad1.progress import Progress
 
 FORMATS: dict[str, Callable[[ExportSource, Path], None]] = {
     "diffusers": write_diffusers,
     "sglang": write_sglang,
     "fastvideo": write_fastvideo,
+    "self-forcing": write_self_forcing,
 }
 MARK = "export.json"  # tells an export, which may be replaced, from anything else
 MIB = 2**20

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from aad1.errors import UserError, nearest
 from aad1.files import sync
 from aad1.models.text import TextEncoder
+from aad1.models.weights import tensors_of
 
 Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
 
@@ -57,6 +58,7 @@ HASHED = (*WEIGHTS, ".json", ".model")
 HASH_BLOCK = 2**24
 PARTIAL = ".partial-"  # marks a folder that is being written
 STALE = ".stale-"  # marks the old folder while a new one takes its place
+FLOW_SHIFT = 3.0  # of the scheduler, for 480p
 PROVENANCE = ("_", "transformers_version")  # config keys that say who wrote a file, not what is in it
 
 
@@ -76,14 +78,14 @@ class WanFolder:
 
     def vae(self) -> AutoencoderKLWan:
         """Load the VAE, frozen and in evaluation mode."""
-        vae = whole_model(AutoencoderKLWan, self.path / "vae", torch_dtype=self.dtype)
-        return vae.to(self.device).eval().requires_grad_(False)
+        vae = whole_model(AutoencoderKLWan, self.path / "vae", self.dtype, self.device)
+        return vae.eval().requires_grad_(False)
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
         """Load the tokenizer; the encoder follows on the first prompt that ``cache_folder`` does not hold."""
         with reading(self.path / "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
-        load = partial(_load_text_encoder, self.path / "text_encoder", self.dtype, self.device)
+        load = partial(whole_model, UMT5EncoderModel, self.path / "text_encoder", self.dtype, self.device)
         identity = ""
         if cache_folder is not None:
             parts = [folder_hash(self.path / part) for part in ("text_encoder", "tokenizer")]
@@ -107,15 +109,15 @@ class WanFolder:
             UserError: when it cannot be read or does not fit them.
         """
         self.check_fit(path)
-        own = _read_json(path / "config.json")
+        own = read_json(path / "config.json")
         if own.get(SINK_COUNTED):
             config = {"local_attn_size": own["local_attn_size"] - own["sink_size"], **config}
-        return whole_model(cls, path, torch_dtype=self.dtype, **config).to(self.device)
+        return whole_model(cls, path, self.dtype, self.device, **config)
 
     def check_fit(self, path: Path) -> None:
         """Raise UserError when the transformer at ``path`` was not made for this VAE and text encoder."""
         parts = (path, self.path / "vae", self.path / "text_encoder")
-        refuse_misfit(path, *(_read_json(part / "config.json") for part in parts))
+        refuse_misfit(path, *(read_json(part / "config.json") for part in parts))
 
     @property
     def transformers(self) -> tuple[str, ...]:
@@ -127,7 +129,7 @@ class WanFolder:
     @property
     def streams(self) -> bool:
         """Whether its own transformer is a student, as in an export."""
-        name = _read_json(self.path / "transformer" / "config.json").get("_class_name")
+        name = read_json(self.path / "transformer" / "config.json").get("_class_name")
         return isinstance(name, str) and name != STOCK_TRANSFORMER
 
 
@@ -161,10 +163,10 @@ def open_folder(path: str | Path, *, dtype: torch.dtype = torch.float32, device:
             f"'{path}' is not a Wan folder: it has no {INDEX}; give the folder that holds {', '.join(PARTS)}"
         )
     _settle(path)
-    index = _read_json(path / INDEX)
+    index = read_json(path / INDEX)
     _check_parts(path)
     _check_kind(path, index)
-    refuse_misfit(path, *(_read_json(path / part / "config.json") for part in MODELS))
+    refuse_misfit(path, *(read_json(path / part / "config.json") for part in MODELS))
     return WanFolder(path, dtype, device)
 
 
@@ -190,7 +192,7 @@ def _check_kind(path: Path, index: dict[str, Any]) -> None:
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"'{path}' splits its noise levels between two transformers; use a model with one")
     for part, allowed in MODELS.items():
-        config = _read_json(path / part / "config.json")
+        config = read_json(path / part / "config.json")
         name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
         if name not in allowed and not (part == "transformer" and _is_transformer(path / part)):
             raise UserError(f"'{path / part}' is a {name}; allowed: {', '.join(allowed)}")
@@ -215,11 +217,12 @@ def refuse_misfit(path: Path, transformer: Mapping[str, Any], vae: Mapping[str, 
 
 
 def _is_transformer(part: Path) -> bool:
-    name = _read_json(part / "config.json").get("_class_name", "")
+    name = read_json(part / "config.json").get("_class_name", "")
     return isinstance(name, str) and name.endswith(STOCK_TRANSFORMER)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; UserError for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -229,18 +232,32 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _load_text_encoder(path: Path, dtype: torch.dtype, device: str) -> UMT5EncoderModel:
-    return whole_model(UMT5EncoderModel, path, dtype=dtype, local_files_only=True).to(device)
+def whole_model(cls: Any, path: Path, dtype: torch.dtype, device: str, **config: Any) -> Any:
+    """Load a part, each tensor cast and moved as its shard is read; ``config`` overrides entries of its config.json.
 
+    So the host holds no more than the model in ``dtype`` and one shard, and only the shard when ``device`` is a GPU.
 
-def whole_model(cls: Any, path: Path, **options: Any) -> Any:
-    """Load a part; weights that its config asks for and the files lack, or the reverse, are refused."""
+    Raises:
+        UserError: when the files lack weights that the config asks for, or the reverse, or cannot be read.
+    """
+    key = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
     with _quietly(), reading(path):
-        model, found = cls.from_pretrained(path, output_loading_info=True, **options)
-        for what in ("missing", "unexpected"):
-            if names := sorted(found[f"{what}_keys"]):
-                raise ValueError(f"its config.json does not fit its weights: {len(names)} {what}, such as {names[0]}")
-    return model
+        _refuse_misnamed(cls, path, config)
+        return cls.from_pretrained(path, local_files_only=True, device_map={"": device}, **{key: dtype}, **config)
+
+
+def _refuse_misnamed(cls: Any, path: Path, config: Mapping[str, Any]) -> None:
+    """Compare names before anything is read: libraries invent what is missing, or fail on it in other words."""
+    with torch.device("meta"):
+        if issubclass(cls, ModelMixin):
+            model = cls.from_config(cls.load_config(path), **config)
+        else:
+            model = cls(cls.config_class.from_pretrained(path, local_files_only=True))
+    tied = set(getattr(cls, "_tied_weights_keys", None) or ())
+    wanted, found = (set(names) - tied for names in (model.state_dict(), tensors_of(path)))
+    for what, names in (("missing", wanted - found), ("unexpected", found - wanted)):
+        if names:
+            raise ValueError(f"its config.json does not fit its weights: {len(names)} {what}, such as {min(names)}")
 
 
 @contextmanager
@@ -248,7 +265,7 @@ def reading(part: Path) -> Iterator[None]:
     """Damaged or foreign weights become a UserError; the libraries raise a dozen kinds of errors for them."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the weights
+    except (UserError, MemoryError, torch.OutOfMemoryError):  # said already, or nothing is wrong with the weights
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -322,7 +339,7 @@ def _read_and_hash(file: Path) -> str:
 
 def _canonical_json(file: Path) -> bytes:
     """A config without key order, white space and the entries that name its writer."""
-    content = _read_json(file)
+    content = read_json(file)
     kept = {key: value for key, value in content.items() if not key.startswith(PROVENANCE)}
     return json.dumps(kept, sort_keys=True).encode()
 
@@ -394,7 +411,7 @@ def save_pipeline_folder(
     vae: AutoencoderKLWan,
     tokenizer: Any,
     text_encoder: UMT5EncoderModel,
-    flow_shift: float = 3.0,
+    flow_shift: float = FLOW_SHIFT,
     students: Mapping[str, WanTransformer3DModel] | None = None,
     dtype: torch.dtype | None = None,
 ) -> WanFolder:
@@ -407,24 +424,34 @@ def save_pipeline_folder(
     if taken:
         raise UserError(f"a student cannot be called {', '.join(taken)}: that is a part of the folder; try 'student'")
     refuse_misfit(Path(folder), transformer.config, vae.config, text_encoder.config.to_dict())
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
     with whole_folder(folder) as fresh:
         _write_transformer(transformer, fresh / "transformer", True, dtype)
-        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": text_encoder, "scheduler": scheduler}
+        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": text_encoder}
         for name, part in parts.items():
             _write(part, fresh / name, dtype)
         for name, student in (students or {}).items():
             _write_transformer(student, fresh / name, False, dtype)
-        _write_json(fresh / INDEX, _model_index(scheduler))
+        write_index(fresh, flow_shift)
     return open_folder(folder)
 
 
-def _model_index(scheduler: Any) -> dict[str, Any]:
+def write_index(folder: Path, flow_shift: float = FLOW_SHIFT) -> None:
+    """Write the scheduler and the ``model_index.json`` that make a Wan folder of the parts in it.
+
+    ``expand_timesteps`` tells other programs that a 48-channel model (Wan 2.2 TI2V) takes a noise level a token.
+    """
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
+    scheduler.save_pretrained(folder / "scheduler")
+    per_token = bool(read_json(folder / "vae" / "config.json").get("is_residual"))
+    write_json(folder / INDEX, _model_index(scheduler, per_token))
+
+
+def _model_index(scheduler: Any, per_token: bool) -> dict[str, Any]:
     return {
         "_class_name": PIPELINE,
         "_diffusers_version": version("diffusers"),
         "boundary_ratio": None,
-        "expand_timesteps": False,
+        "expand_timesteps": per_token,
         "scheduler": ["diffusers", type(scheduler).__name__],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
@@ -438,9 +465,9 @@ def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: boo
     _write(model, folder, dtype)
     if as_stock:
         known = inspect.signature(WanTransformer3DModel.__init__).parameters
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         kept = {key: value for key, value in config.items() if key in known or key.startswith("_")}
-        _write_json(folder / "config.json", {**kept, "_class_name": STOCK_TRANSFORMER})
+        write_json(folder / "config.json", {**kept, "_class_name": STOCK_TRANSFORMER})
 
 
 def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
@@ -451,8 +478,8 @@ def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
         return
     if dtype is not None:
         recast(folder, dtype)
-    config = _read_json(folder / "config.json")
-    _write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files that only their owner may read
 
@@ -474,5 +501,6 @@ def _recast(file: Path, dtype: torch.dtype) -> None:
     file.chmod(mode)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, the same for the same content."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -141,5 +141,5 @@ def load_state_encoder(folder: Path | None = None, device: str = "cpu") -> State
         raise UserError(
             f"'{path.parent}' has no {PART}; `aad1 train {PART} --install` makes one, or use that of the bundled folder"
         )
-    model: StateEncoder = whole_model(StateEncoder, path, torch_dtype=torch.float32)
-    return model.to(device).eval().requires_grad_(False)
+    model: StateEncoder = whole_model(StateEncoder, path, torch.float32, str(device))
+    return model.eval().requires_grad_(False)
