@@ -137,7 +137,20 @@ def test_the_generator_of_self_forcing_comes_back(source: ExportSource, tmp_path
     assert {"model.head.head.weight", "model.blocks.0.self_attn.q.weight"} <= held["generator_ema"].keys()
     base = str(source.folder.path)
     assert (
-        main(["convert", str(out / "generator.pt"), "--base", base, "--head_dim", "16", "-o", str(tmp_path / "back")])
+        main(
+            [
+                "convert",
+                str(out / "generator.pt"),
+                "--base",
+                base,
+                "--like",
+                "aad1",
+                "--head_dim",
+                "16",
+                "-o",
+                str(tmp_path / "back"),
+            ]
+        )
         == 0
     )
     back = source.folder.transformer_at(CausalWanTransformer3DModel, tmp_path / "back")
