@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from aad1.data.clips import ClipError, find_clips
+from aad1.data.entries import ClipError
 from aad1.data.latents import LatentStore, Manifest, require
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
+from aad1.data.sources import find_clips
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.files import reason_and_remedy, write_atomic
@@ -230,7 +231,7 @@ class Assembly:
             wanted = (("train", data.clips), ("val", data.validation))
             training, held_out = (world_clips(split, count, data.frames, track) for split, count in wanted)
             return training, held_out
-        found = file_clips(find_clips(data.source), size=data.size, fps=data.fps, frames=data.frames)
+        found = file_clips(find_clips(data.source), sizes=[data.size], fps=data.fps, frames=data.frames)
         if len(found) <= data.validation:
             raise UserError(
                 f"{data.source} has {len(found)} clips and data.validation holds out {data.validation}; "

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from aad1.data.clips import find_clips, write_world_folder
+from aad1.data.clips import write_world_folder
 from aad1.data.latents import LatentStore, Manifest
 from aad1.data.media import video_to_tensor
 from aad1.data.prepare import (
@@ -25,6 +25,7 @@ from aad1.data.prepare import (
     prepare_clips,
     world_clips,
 )
+from aad1.data.sources import find_clips
 from aad1.data.world import FPS, SIZE, SPLITS, make_clip
 from aad1.errors import UserError
 from aad1.progress import Progress
@@ -89,7 +90,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def prepare_folder(folder: Path, out: Path, encoder: Encode = encode) -> Summary:
-    clips = file_clips(find_clips(folder), size=(64, 64), fps=16, frames=FRAMES)
+    clips = file_clips(find_clips(folder), sizes=[(64, 64)], fps=16, frames=FRAMES)
     return prepare_clips(clips, out, encoder, MANIFEST, batch_size=3, shard_size=2)
 
 

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aad1.data.clips import ClipError, ClipFile, read_clip
+from aad1.data.clips import parts_of, read_clip
+from aad1.data.entries import ClipError, ClipFile
 from aad1.data.latents import SHARD_SIZE, SKIPPED, Manifest, Skip, StoreWriter
 from aad1.data.media import video_to_tensor
+from aad1.data.selection import WHATEVER, Selection, Size
 from aad1.data.world import SPLITS, Track, make_clip, sample_scene
 from aad1.errors import UserError, nearest
 from aad1.progress import Progress
@@ -91,10 +93,21 @@ def parse_world_source(source: str) -> tuple[str, int, Track]:
     )
 
 
-def file_clips(clips: Sequence[ClipFile], *, size: tuple[int, int], fps: float, frames: int) -> list[SourceClip]:
+def file_clips(
+    clips: Sequence[ClipFile],
+    *,
+    sizes: Sequence[Size],
+    fps: float,
+    frames: int,
+    selection: Selection = WHATEVER,
+) -> list[SourceClip]:
     """A user's clips (``find_clips``), read at these settings; rows name them as the user's list does."""
-    read = partial(read_clip, size=size, fps=fps, frames=frames)
-    return [SourceClip(clip.name, clip.caption, partial(read, clip)) for clip in clips]
+    read = partial(_frames_of, sizes=sizes, fps=fps, frames=frames, selection=selection)
+    return [SourceClip(clip.name, clip.caption, partial(read, clip)) for clip in parts_of(clips, selection)]
+
+
+def _frames_of(clip: ClipFile, **settings: Any) -> NDArray[np.uint8]:
+    return read_clip(clip, **settings).frames
 
 
 # --- the work ---------------------------------------------------------------------------------
