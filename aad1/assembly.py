@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,12 +19,13 @@ from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
 from torch import Tensor
 
-from aad1.data.clips import ClipError, ClipFile, find_clips
+from aad1.data.entries import ClipError, ClipFile
 from aad1.data.filling import Summary, Work, fill, follow
 from aad1.data.latents import LatentStore, require
 from aad1.data.prepare import SourceClip, clip_work, file_clips, require_clips, world_clips
-from aad1.data.selection import Picked
-from aad1.data.store import Manifest, Size
+from aad1.data.selection import WHATEVER, Picked, Selection, Size
+from aad1.data.sources import find_clips
+from aad1.data.store import Manifest
 from aad1.data.team import ALONE, Helpers, Team
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
@@ -321,6 +322,11 @@ class Assembly:
                     f"the embedded world has size [{SIZE}, {SIZE}] and fps {FPS}, the recipe's data {list(data.size)} "
                     f"and {data.fps:g}; use the same, or give videos as data.source"
                 )
+            if data.selection != WHATEVER or data.buckets:
+                raise UserError(
+                    "data.selection and data.buckets are for videos; the embedded world has none to choose from: "
+                    "leave them out, or give videos as data.source"
+                )
             track = WORLD_SOURCES[data.source]
             wanted = (("train", data.clips), ("val", data.validation))
             training, held_out = (world_clips(split, count, data.frames, track) for split, count in wanted)
@@ -331,13 +337,16 @@ class Assembly:
                 f"{data.source} has {len(files)} clips and data.validation holds out {data.validation}; "
                 "give more clips or hold out fewer"
             )
-        # A list that grows keeps its split.
+        # A list that grows keeps its split. Of a held-out video one clip is enough.
         ours, held_out_files = files[data.validation :][: data.clips], files[: data.validation]
-        return self._files(ours, data.buckets or (data.size,)), self._files(held_out_files, (data.size,))
+        once = replace(data.selection, clips_per_video=1, stride=None)
+        training = self._files(ours, data.buckets or (data.size,), data.selection)[: data.clips]
+        return training, self._files(held_out_files, (data.size,), once)
 
-    def _files(self, files: Sequence[ClipFile], sizes: Sequence[Size]) -> list[SourceClip]:
+    def _files(self, files: Sequence[ClipFile], sizes: Sequence[Size], selection: Selection) -> list[SourceClip]:
         """A user's clips; one whose caption the text encoder would lose words of is refused when it is read."""
-        clips = file_clips(files, sizes=sizes, fps=self.recipe.data.fps, frames=self.recipe.data.frames)
+        data = self.recipe.data
+        clips = file_clips(files, sizes=sizes, fps=data.fps, frames=data.frames, selection=selection)
         return [replace(clip, read=partial(_with_known_words, self.text.tokenizer, clip)) for clip in clips]
 
     def _manifest(self) -> Manifest:
@@ -353,7 +362,8 @@ class Assembly:
                     f"a picture of {size[1]}x{size[0]} does not fit the transformer: width must be a multiple of "
                     f"{columns * shape.spatial} and height of {rows * shape.spatial}"
                 )
-        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, data.buckets)
+        chosen = {} if data.selection == WHATEVER else {"selection": asdict(data.selection)}
+        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, data.buckets, chosen)
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from aad1.data.clips import ClipError, ClipFile, find_clips, read_clip, read_video, read_whole, write_world_folder
+from aad1.data.clips import read_clip, read_whole, write_world_folder
+from aad1.data.entries import ClipError, ClipFile
 from aad1.data.media import VideoWriter
+from aad1.data.sources import find_clips
 from aad1.data.world import FPS, SIZE, make_clip
 from aad1.errors import UserError
 
@@ -32,6 +34,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(clip: ClipFile) -> NDArray[np.uint8]:
     return read_clip(clip, sizes=[(SIZE, SIZE)], fps=FPS, frames=FRAMES).frames
+
+
+def read_video(path: Path, size: tuple[int, int], fps: float, frames: int) -> NDArray[np.uint8]:
+    return read_clip(ClipFile(path, "words", path.name), sizes=[size], fps=fps, frames=frames).frames
 
 
 def numbered(path: Path, levels: list[int], fps: float) -> Path:

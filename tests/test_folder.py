@@ -21,7 +21,8 @@ from scipy import ndimage
 
 from aad1.cli import folder as command
 from aad1.cli.folder import EvaluateFolder
-from aad1.data.clips import ClipError, read_whole
+from aad1.data.clips import read_whole
+from aad1.data.entries import ClipError
 from aad1.data.media import VideoWriter, open_image
 from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError

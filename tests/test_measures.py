@@ -11,6 +11,7 @@ import corruptions
 import numpy as np
 import pytest
 
+from aad1.data.motion import motion_energy
 from aad1.data.world import Clip, make_clip
 from aad1.errors import UserError
 from aad1.evaluation import world as evaluation
@@ -240,7 +241,7 @@ def test_motion_report_tells_a_static_clip_from_a_moving_one():
     assert not moving.static
     assert still.static
     assert motion.measure_motion(corruptions.frozen_second_half(clip)).retention < 0.05
-    slowed = motion.motion_energy(corruptions.frozen(clip)) + 0.05 * moving.energy
+    slowed = motion_energy(corruptions.frozen(clip)) + 0.05 * moving.energy
     assert motion.is_static(slowed, reference_energy=moving.energy)
 
 

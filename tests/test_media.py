@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aad1.data import media
-from aad1.data.clips import read_video
+from aad1.data.clips import read_clip
+from aad1.data.entries import ClipFile
 from aad1.data.media import (
     VideoWriter,
     fit_image,
@@ -201,7 +202,9 @@ def test_mkv_keeps_every_pixel(shape: tuple[int, ...], tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     with VideoWriter(tmp_path / "a.mkv", fps=16, metadata=NOTE) as writer:
         writer.write(frames)
-    assert np.array_equal(read_video(writer.path, size=shape[1:3], fps=16, frames=shape[0]), frames)
+    clip = ClipFile(writer.path, "words", "a")
+    shown = read_clip(clip, sizes=[(shape[1], shape[2])], fps=16, frames=shape[0]).frames
+    assert np.array_equal(shown, frames)
     assert np.array_equal(read_frames(writer.path, 3), frames[[0, len(frames) // 2, -1]])
     assert read_metadata(writer.path) == NOTE
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from aad1.data.clips import find_clips, write_world_folder
+from aad1.data.clips import write_world_folder
 from aad1.data.filling import Summary, fill
 from aad1.data.latents import LatentStore
 from aad1.data.media import VideoWriter, video_to_tensor
@@ -29,6 +29,7 @@ from aad1.data.prepare import (
     world_clips,
 )
 from aad1.data.selection import Picked
+from aad1.data.sources import find_clips
 from aad1.data.store import Manifest
 from aad1.data.world import FPS, SIZE, SPLITS, make_clip
 from aad1.errors import UserError

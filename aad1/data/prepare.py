@@ -21,11 +21,12 @@ import numpy as np
 from torch import Tensor
 
 from aad1.data.blocks import Clip
-from aad1.data.clips import ClipError, ClipFile, read_clip
+from aad1.data.clips import parts_of, read_clip
+from aad1.data.entries import ClipError, ClipFile
 from aad1.data.filling import Summary, Work
 from aad1.data.media import video_to_tensor
-from aad1.data.selection import Facts, Picked
-from aad1.data.store import Manifest, Size, Skip
+from aad1.data.selection import WHATEVER, Facts, Picked, Selection, Size
+from aad1.data.store import Manifest, Skip
 from aad1.data.world import SPLITS, Track, make_clip, sample_scene
 from aad1.errors import UserError, nearest
 
@@ -79,10 +80,17 @@ def parse_world_source(source: str) -> tuple[str, int, Track]:
     )
 
 
-def file_clips(clips: Sequence[ClipFile], *, sizes: Sequence[Size], fps: float, frames: int) -> list[SourceClip]:
+def file_clips(
+    clips: Sequence[ClipFile],
+    *,
+    sizes: Sequence[Size],
+    fps: float,
+    frames: int,
+    selection: Selection = WHATEVER,
+) -> list[SourceClip]:
     """A user's clips (``find_clips``), read at these settings; rows name them as the user's list does."""
-    read = partial(read_clip, sizes=sizes, fps=fps, frames=frames)
-    return [SourceClip(clip.name, clip.caption, partial(read, clip)) for clip in clips]
+    read = partial(read_clip, sizes=sizes, fps=fps, frames=frames, selection=selection)
+    return [SourceClip(clip.name, clip.caption, partial(read, clip)) for clip in parts_of(clips, selection)]
 
 
 # --- the work ---------------------------------------------------------------------------------

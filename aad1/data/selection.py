@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from aad1.limits import Count, Natural, Positive, Share, Weight
 
-Facts = Mapping[str, float | int | str | list[float] | list[int]]
+Facts = Mapping[str, Any]  # plain values, as JSON holds them
 Size = tuple[int, int]
 
 
@@ -48,6 +48,9 @@ class Selection:
             raise ValueError("stride is for several clips a video; set clips_per_video to the most there may be")
         if self.min_motion > self.max_motion:
             raise ValueError(f"min_motion {self.min_motion:g} is above max_motion {self.max_motion:g}")
+
+
+WHATEVER = Selection()  # nothing is asked for
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from aad1.data.selection import Size
 from aad1.errors import UserError
 from aad1.files import write_atomic
 
@@ -28,7 +29,6 @@ MANIFEST, INDEX, SKIPPED = "manifest.json", "index.jsonl", "skipped.jsonl"
 KINDS = ("latents", "trajectories")
 MOST_BUCKETS = 36  # a clip's bucket is one digit of the index
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from aad1.data.clips import find_clips
+from aad1.data.sources import find_files
 from aad1.errors import UserError, nearest
 from aad1.evaluation.reel import is_bound
 from aad1.evaluation.report import FILE, Report, read_report
-
-LISTS = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def from_folder(name: str, place: Path) -> Contestant:
     Raises UserError when there are none.
     """
     found: dict[str, list[Take]] = {}
-    for clip in find_clips(place):
+    for clip in find_files(place):
         stem = PurePosixPath(clip.name).with_suffix("").as_posix()
         found.setdefault(stem, []).append(Take(clip.path, clip.caption))
     lost = [

@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from aad1.data.clips import VIDEO_SUFFIXES, ClipError, ClipFile, find_clips, read_whole
+from aad1.data.clips import read_whole
+from aad1.data.entries import CAPTION_SUFFIXES, VIDEO_SUFFIXES, ClipError, ClipFile
 from aad1.data.media import read_metadata
+from aad1.data.sources import folder_clips
 from aad1.errors import UserError
 from aad1.evaluation.intervals import Interval, draws, interval
 from aad1.evaluation.report import FILE, ClipResult, Column, Curves, Report, Table, versions
@@ -97,10 +99,9 @@ def find_videos(name: str, folder: Path) -> Videos:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one of videos ({', '.join(VIDEO_SUFFIXES)})")
-    try:
-        clips = find_clips(folder)
-    except UserError as error:
-        return Videos(name, (), [*_others(name, folder, ()), f"{name}: {error}"])
+    clips = list(folder_clips(folder))
+    if not clips:
+        return Videos(name, (), [*_others(name, folder, ()), f"{name}: {folder} holds no videos"])
     names = Counter(_stem(clip) for clip in clips)
     clear = [ClipFile(c.path, c.caption, c.name if names[_stem(c)] > 1 else _stem(c)) for c in clips]
     return Videos(name, clear, list(_others(name, folder, clips)))
@@ -113,7 +114,7 @@ def _stem(clip: ClipFile) -> str:
 
 def _others(name: str, folder: Path, clips: Iterable[ClipFile]) -> Iterator[str]:
     """One line on files that are neither videos nor their captions."""
-    captions = {clip.path.with_suffix(".txt") for clip in clips}
+    captions = {clip.path.with_suffix(suffix) for clip in clips for suffix in CAPTION_SUFFIXES}
     files = (
         p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() not in VIDEO_SUFFIXES and p not in captions
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from aad1.data.clips import ClipFile
+from aad1.data.entries import ClipFile
 from aad1.errors import UserError
 from aad1.evaluation.folder import Videos
 from aad1.models.vae import geometry

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from aad1.data.clips import ClipError, read_whole
+from aad1.data.clips import read_whole
+from aad1.data.entries import ClipError
 from aad1.data.media import MAX_FPS, VideoWriter, enlarge, fit_image
 from aad1.errors import UserError
 from aad1.evaluation.contestants import Contestant, Take

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from aad1.data.clips import ClipError, read_whole
+from aad1.data.clips import read_whole
+from aad1.data.entries import ClipError
 from aad1.evaluation.films import Coding, Film, Frames, fitting, make_film
 from aad1.evaluation.report import ClipResult, Column, Report
 from aad1.evaluation.world import CONTROLS

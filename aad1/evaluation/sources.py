@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aad1.data.clips import VIDEO_SUFFIXES, ClipError, read_whole
+from aad1.data.clips import read_whole
+from aad1.data.entries import VIDEO_SUFFIXES, ClipError
 from aad1.data.world import FPS, SIZE, Clip
 from aad1.errors import UserError, nearest
 from aad1.evaluation.models import student_samples, teacher_samples, vae_samples

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aad1.data.motion import motion_energy
 from aad1.errors import UserError
 
 CHUNK_FRAMES = 16  # pixel frames a chunk: four latent frames of four
@@ -111,12 +112,6 @@ def slope_per_100(values: NDArray[np.float64]) -> float:
 
 
 # --- motion ----------------------------------------------------------------------------------
-
-
-def motion_energy(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean absolute change of a pixel between neighbouring frames, [frames - 1] in [0, 1]."""
-    change = np.maximum(frames[1:], frames[:-1]) - np.minimum(frames[1:], frames[:-1])
-    return np.asarray(change.mean(axis=(1, 2, 3)) / 255)
 
 
 def is_static(energy: NDArray[np.float64], reference_energy: float | None = None) -> bool:

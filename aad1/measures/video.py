@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aad1.data.motion import motion_energy
 from aad1.measures.appearance import GRID_PERIOD, GRID_PERIODS, flicker, grid_peak, sharpness, similarity
 from aad1.measures.motion import (
     STILL_FLOW,
@@ -21,7 +22,6 @@ from aad1.measures.motion import (
     has_opencv,
     is_static,
     luma,
-    motion_energy,
     saturation,
     seam_parts,
     slope_per_100,

@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aad1.data.clips import list_rows
+from aad1.data.lists import list_rows
 from aad1.data.media import VideoWriter, open_image, read_metadata
 from aad1.errors import UserError, nearest
 from aad1.files import sync, write_atomic, write_errors

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aad1.data.clips import VIDEO_SUFFIXES, list_rows
+from aad1.data.entries import VIDEO_SUFFIXES
+from aad1.data.lists import list_rows
 from aad1.data.media import EXACT, VideoWriter, fit_image, open_image
 from aad1.errors import UserError
 from aad1.evaluation.vbench.dimensions import CAMERA, RATIOS, SAMPLES
