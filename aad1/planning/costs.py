@@ -1,0 +1,258 @@
+"""What one stage costs on one device: its true turns, evaluation and updates, run without contents.
+
+Bytes are of one micro-batch at a time; operations count a multiply-add as two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.planning.bare import bare_assembly
+from aad1.planning.ledger import TRANSIENT, Ledger, recast, without_contents
+from aad1.planning.published import Configs
+from aad1.recipe import Recipe
+from aad1.training.loop import Stage, Turn
+from aad1.training.player import Player
+from aad1.training.randomness import generator_for
+
+Precision = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, KEPT = "weights", "gradients", "optimizer", "average", "kept"
+CONTEXT = "context"
+LATER = 1  # a step after the first, in which there is no head start
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a stage computes, beyond what its recipe says.
+
+    batch: samples of a micro-batch; accumulating: whether gradients are there before the backward; checkpointing:
+    blocks are computed again in the backward instead of kept; precision: of weights and activations in a pass (masters,
+    gradients and optimizer are float32); foreach: the optimizer updates all weights at once, as torch does on a GPU.
+    """
+
+    batch: int
+    accumulating: bool = True
+    checkpointing: bool = False
+    precision: Precision = "float32"
+    foreach: bool = True
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of work: floating-point operations, and bytes by role at its peak, state aside."""
+
+    forward: int
+    backward: int
+    transient: int
+    context: int
+    gradients: int
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """A stage's state, its turns, its evaluation, and what an update needs for a moment.
+
+    state: bytes held all through, by role and owner; gathered: bytes of one model's largest block and of what is outside
+    blocks, which sharding has to gather; parameters: how many each owner has, and how many of them learn.
+    """
+
+    name: str
+    state: Mapping[tuple[str, str], int]
+    parameters: Mapping[str, tuple[int, int]]
+    turns: Mapping[str, Pass]
+    evaluation: Pass
+    update: Mapping[str, int]
+    copies: int
+    gathered: tuple[int, int]
+
+    def role(self, role: str) -> int:
+        """Bytes of all owners."""
+        return sum(size for (what, _), size in self.state.items() if what == role)
+
+
+def stage_cost(recipe: Recipe, configs: Configs, name: str, manner: Manner) -> StageCost:
+    """Build a stage without contents and run each kind of turn once.
+
+    Raises:
+        UserError: when the recipe and the configs do not fit.
+    """
+    assembly = bare_assembly(recipe, configs)
+    with without_contents() as ledger:
+        stage = assembly.stage(name)
+        owners = owners_of(stage)
+        update = {name: _update(ledger, player, manner.foreach) for name, player in stage.players.items()}
+        state, parameters = _state(ledger, stage, owners), _parameters(owners)
+        gathered = _gathered(owners, DTYPES[manner.precision])
+        _prepare(ledger, owners, manner)
+        turns = {turn: _turn(ledger, stage, turn, manner) for turn in dict.fromkeys(stage.turns(LATER))}
+        copies, evaluation = _evaluation(ledger, stage)
+    return StageCost(name, state, parameters, turns, evaluation, update, copies, gathered)
+
+
+def owners_of(stage: Stage) -> dict[str, nn.Module]:
+    """The networks of a stage by name: its players', then whatever other modules it holds."""
+    owners = {name: player.module for name, player in stage.players.items()}
+    seen = {id(module) for module in owners.values()}
+    for name, module in _modules(stage, ""):
+        if id(module) not in seen:
+            seen.add(id(module))
+            owners[name] = module
+    return owners
+
+
+def _modules(thing: Any, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a stage and the dataclasses in it hold, under the names of their fields."""
+    if isinstance(thing, nn.Module):
+        yield name, thing
+    elif is_dataclass(thing) and not isinstance(thing, type):
+        for field, value in vars(thing).items():
+            yield from _modules(value, field)
+
+
+def _update(ledger: Ledger, player: Player, foreach: bool) -> int:
+    """Bytes that a player's update needs for a moment; afterwards its optimizer has its state."""
+    for optimizer in player.optimizers:
+        for group in optimizer.param_groups:
+            if "foreach" in group:
+                group["foreach"] = foreach
+    for _ in range(2):  # the first makes the optimizer's state, the second is as all later ones
+        for parameter in player.parameters.values():
+            parameter.grad = torch.empty_like(parameter)
+        ledger.begin()
+        before = ledger.live.total()
+        player.step(0.0)
+    return ledger.peak.total - before
+
+
+def _state(ledger: Ledger, stage: Stage, owners: Mapping[str, nn.Module]) -> dict[tuple[str, str], int]:
+    """Bytes that are held all through, by role and owner; a storage that owners share counts for the first."""
+    found: dict[tuple[str, str], int] = {}
+
+    def claim(role: str, owner: str, tensors: Sequence[Tensor]) -> None:
+        before = ledger.live[f"{role}:{owner}"]
+        fresh = [t for t in tensors if ledger.role_of(t) == TRANSIENT]
+        ledger.claim(f"{role}:{owner}", fresh)
+        if size := ledger.live[f"{role}:{owner}"] - before:
+            found[role, owner] = size
+
+    for name, module in owners.items():
+        claim(WEIGHTS, name, [*module.parameters(), *module.buffers()])
+    for name, player in stage.players.items():
+        claim(OPTIMIZER, name, [v for o in player.optimizers for s in o.state.values() for v in _tensors(s)])
+        claim(AVERAGE, name, list(player.average.values()))
+    claim(KEPT, stage.name, list(_tensors(stage.state_dict())))
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+
+
+def _parameters(owners: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """How many parameters each owner has, and how many of them learn."""
+    counts = {}
+    for name, module in owners.items():
+        sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+        counts[name] = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+    return counts
+
+
+def _gathered(owners: Mapping[str, nn.Module], dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the largest block of any network, and of the most that one has outside its blocks."""
+    blocks, outside = [0], [0]
+    for module in owners.values():
+        for part in module.modules():
+            if isinstance(part, CausalWanTransformer3DModel):
+                sizes = [sum(p.numel() for p in block.parameters()) for block in part.blocks]
+                blocks.append(max(sizes))
+                outside.append(sum(p.numel() for p in module.parameters()) - sum(sizes))
+    return max(blocks) * dtype.itemsize, max(outside) * dtype.itemsize
+
+
+def _prepare(ledger: Ledger, owners: Mapping[str, nn.Module], manner: Manner) -> None:
+    """Networks as they compute: precision, checkpointing, and whose keys and values are context."""
+    for module in owners.values():
+        for part in module.modules():
+            if isinstance(part, CausalWanTransformer3DModel):
+                recast(module, DTYPES[manner.precision]) if manner.precision != "float32" else None
+                if manner.checkpointing:
+                    part.enable_gradient_checkpointing()
+                _claim_contexts(ledger, part)
+
+
+def _claim_contexts(ledger: Ledger, model: CausalWanTransformer3DModel) -> None:
+    """Count what a model's passes write into a context as such."""
+
+    def claiming(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            written = write(*args, **kwargs)
+            context = written[1] if isinstance(written, tuple) else written
+            ledger.claim(CONTEXT, (*context.keys, *context.values))
+            return written
+
+        return call
+
+    for name in ("extend", "advance"):
+        setattr(model, name, claiming(getattr(model, name)))
+
+
+def _turn(ledger: Ledger, stage: Stage, name: str, manner: Manner) -> Pass:
+    """One player's micro-batch: forward, backward."""
+    player = stage.players[name]
+    if manner.accumulating:
+        for parameter in player.parameters.values():
+            parameter.grad = torch.empty_like(parameter)
+        ledger.claim(GRADIENTS, (p.grad for p in player.parameters.values()))
+    ledger.begin()
+    batch = stage.dataset.read(range(manner.batch))
+    with _gradients_claimed(ledger, player):
+        loss = stage.loss(Turn(name, LATER), batch, generator_for(0, stage.name)).value
+        forward = ledger.flops
+        loss.backward()
+    found = _pass(ledger, forward)
+    for parameter in player.parameters.values():
+        parameter.grad = None
+    return found
+
+
+@contextmanager
+def _gradients_claimed(ledger: Ledger, player: Player) -> Iterator[None]:
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(lambda p: ledger.claim(GRADIENTS, [p.grad]))
+        for parameter in player.parameters.values()
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _evaluation(ledger: Ledger, stage: Stage) -> tuple[int, Pass]:
+    """Held-out samples, made and decoded: bytes of the weights that averages stand in for, and the pass."""
+    with torch.no_grad(), ExitStack() as stack:
+        before = ledger.live.total()
+        for player in stage.players.values():
+            stack.enter_context(player.averaged())
+        copies = ledger.live.total() - before
+        ledger.begin()
+        stage.evaluate(LATER, Path("samples"))
+        found = _pass(ledger, ledger.flops)
+    return copies, Pass(found.forward, 0, found.transient - copies, found.context, found.gradients)
+
+
+def _pass(ledger: Ledger, forward: int) -> Pass:
+    peak: Counter[str] = ledger.peak.bytes
+    return Pass(forward, ledger.flops - forward, peak[TRANSIENT], peak[CONTEXT], peak[GRADIENTS])
