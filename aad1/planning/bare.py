@@ -1,19 +1,17 @@
 """An assembly whose models and stores have no contents: it builds the true stages, and nothing is read or computed.
-
-To be used inside ``without_contents``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+import typing
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -23,16 +21,12 @@ from aad1.errors import UserError
 from aad1.models.checkpoint_io import Transformer, WanFolder, refuse_misfit
 from aad1.models.text import MAX_PROMPT_TOKENS, TextEncoder
 from aad1.models.vae import decode_video, geometry
-from aad1.planning.ledger import recast
+from aad1.planning.ledger import META, cast
 from aad1.planning.published import Configs
-from aad1.recipe import Recipe
 from aad1.stages.batches import Trajectories
 from aad1.stages.ode_init import OdeInitStage
 from aad1.stages.showing import Showing
 from aad1.training.loop import Stage
-from aad1.workspace import Workspace
-
-NOWHERE = Path("plan")
 
 
 @dataclass(frozen=True)
@@ -47,12 +41,13 @@ class BareFolder(WanFolder):
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
         """Embeddings as long as a prompt can be."""
-        return cast(TextEncoder, BareText(int(self.configs.text_encoder["d_model"])))
+        return typing.cast(TextEncoder, BareText(int(self.configs.text_encoder["d_model"])))
 
     def text_encoder(self) -> UMT5EncoderModel:
         """A text encoder of that config, frozen."""
-        encoder = UMT5EncoderModel(UMT5Config(**self.configs.text_encoder))
-        recast(encoder, self.dtype)
+        with META:
+            encoder = UMT5EncoderModel(UMT5Config(**self.configs.text_encoder))
+        cast(encoder, self.dtype)
         return encoder.eval().requires_grad_(False)
 
     def transformer(self, cls: type[Transformer], subfolder: str = "transformer", **config: Any) -> Transformer:
@@ -62,11 +57,12 @@ class BareFolder(WanFolder):
 
     def _built(self, cls: Any, config: Mapping[str, Any], part: str) -> Any:
         try:
-            model = cls.from_config(dict(config))
+            with META:
+                model = cls.from_config(dict(config))
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the config of the {part} makes no model ({reason}); mend its config.json") from error
-        recast(model, self.dtype)
+        cast(model, self.dtype)
         return model.eval()
 
 
@@ -79,7 +75,7 @@ class BareText:
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """[batch, length, dim]."""
-        return torch.empty(len(prompts), self.length, self.dim)
+        return torch.empty(len(prompts), self.length, self.dim, device=META)
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class BareStore:
 
     def read(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
         """Tensors [batch, *shape] and their rows."""
-        tensor = torch.empty(len(indices), *self.shape, dtype=self.dtype)
+        tensor = torch.empty(len(indices), *self.shape, dtype=self.dtype, device=META)
         return {self.name: tensor}, [self.row(index) for index in indices]
 
     @property
@@ -110,16 +106,18 @@ class BareStore:
 
 
 class BareShowing(Showing):
-    """Held-out samples are made and decoded, as in training, but there is nothing to measure."""
+    """Held-out samples are made, as in training, and kept to be decoded; there is nothing to measure."""
+
+    made: Tensor
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
-        self._decode(latents)
+        self.made = latents
         return {}
 
     @torch.no_grad()
-    def _decode(self, latents: Tensor) -> NDArray[Any]:
-        frames = decode_video(self.vae, latents[:1])  # clips are decoded one after the other
-        return cast(NDArray[Any], frames)
+    def decode(self) -> None:
+        """Decode one of the samples: clips are decoded one after the other."""
+        decode_video(self.vae, self.made[:1])
 
 
 @dataclass
@@ -129,8 +127,7 @@ class BareAssembly(Assembly):
     configs: Configs = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.levels = self.recipe.trajectories.stored_levels  # numbers, so not among what has no contents
+        self.device = META
 
     @cached_property
     def folder(self) -> WanFolder:
@@ -140,7 +137,7 @@ class BareAssembly(Assembly):
     @property
     def bare_folder(self) -> BareFolder:
         """The same, as what it is."""
-        return cast(BareFolder, self.folder)
+        return typing.cast(BareFolder, self.folder)
 
     def student(self, stage: str) -> Any:
         """What a stage will have exported: a transformer like the teacher."""
@@ -149,17 +146,17 @@ class BareAssembly(Assembly):
     @cached_property
     def clips(self) -> LatentStore:
         """As many training clips as the recipe wants."""
-        return cast(LatentStore, self.store("latents", (), torch.float32, self.recipe.data.clips))
+        return typing.cast(LatentStore, self.store("latents", (), torch.float32, self.recipe.data.clips))
 
     @cached_property
     def validation(self) -> LatentStore:
         """As many held-out clips."""
-        return cast(LatentStore, self.store("latents", (), torch.float32, self.recipe.data.validation))
+        return typing.cast(LatentStore, self.store("latents", (), torch.float32, self.recipe.data.validation))
 
     @property
     def trajectories(self) -> BareStore:
         """The teacher's trajectories: every stored level of a clip, in half precision."""
-        return self.store("points", (len(self.levels),), torch.float16, self.recipe.trajectories.count)
+        return self.store("points", (len(self.recipe.trajectories.stored_levels),), torch.float16, self.recipe.trajectories.count)
 
     def store(self, name: str, before: tuple[int, ...], dtype: torch.dtype, count: int) -> BareStore:
         """A store of latent clips, each with axes ``before`` the clip's own."""
@@ -179,17 +176,13 @@ class BareAssembly(Assembly):
         return shape.channels, shape.latent_frames(data.frames), height, width
 
     @cached_property
-    def showing(self) -> Showing:
+    def showing(self) -> BareShowing:
         """Held-out samples, made and decoded."""
         recipe = self.recipe
         parts = (self.validation, self.vae, self.text, recipe.student.passes, recipe.negative_prompt, self.device)
         return BareShowing(recipe.showing, *parts)
 
     def _ode_init(self) -> Stage:
-        data = Trajectories(cast(LatentStore, self.trajectories), self.text, self.device, len(self.trajectories))
-        return OdeInitStage(self.recipe.ode_init, self.teacher(), data, self.levels, self.showing)
-
-
-def bare_assembly(recipe: Recipe, configs: Configs) -> BareAssembly:
-    """An assembly for ``recipe``, to be made outside ``without_contents`` and used inside, on the CPU as far as torch knows."""
-    return BareAssembly(replace(recipe, device="cpu", threads=0), Workspace(NOWHERE), configs=configs)
+        data = Trajectories(typing.cast(LatentStore, self.trajectories), self.text, self.device, len(self.trajectories))
+        levels = self.recipe.trajectories.stored_levels
+        return OdeInitStage(self.recipe.ode_init, self.teacher(), data, levels, self.showing)

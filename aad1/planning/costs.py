@@ -16,18 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.planning.bare import bare_assembly
-from aad1.planning.ledger import TRANSIENT, Ledger, recast, without_contents
+from aad1.planning.bare import BareAssembly, BareShowing
+from aad1.planning.ledger import TRANSIENT, Ledger, cast, without_contents
 from aad1.planning.published import Configs
 from aad1.recipe import Recipe
 from aad1.training.loop import Stage, Turn
 from aad1.training.player import Player
 from aad1.training.randomness import generator_for
+from aad1.workspace import Workspace
 
 Precision = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, KEPT = "weights", "gradients", "optimizer", "average", "kept"
 CONTEXT = "context"
+MAKING, DECODING = "samples", "decoding"  # the two parts of an evaluation
+NOWHERE = Workspace(Path("plan"))  # nothing is read or written
 LATER = 1  # a step after the first, in which there is no head start
 
 
@@ -62,21 +65,23 @@ class Pass:
 class StageCost:
     """A stage's state, its turns, its evaluation, and what an update needs for a moment.
 
-    state: bytes held all through, by role and owner; gathered: bytes of one model's largest block and of what is outside
-    blocks, which sharding has to gather; parameters: how many each owner has, and how many of them learn.
+    state: bytes held all through, by role and owner; parameters: how many each owner has, and how many of them learn;
+    turns: one micro-batch of each player; rounds: how many turns each player takes in the whole stage; evaluation: held-out
+    samples made together, then one of them decoded; update: a player's moment of stepping; block, outside: bytes of a
+    network's largest block and of what stands outside its blocks, as they compute: what sharding has to gather.
     """
 
-    name: str
     state: Mapping[tuple[str, str], int]
     parameters: Mapping[str, tuple[int, int]]
     turns: Mapping[str, Pass]
-    evaluation: Pass
+    rounds: Mapping[str, int]
+    evaluation: Mapping[str, Pass]
     update: Mapping[str, int]
-    copies: int
-    gathered: tuple[int, int]
+    block: int
+    outside: int
 
-    def role(self, role: str) -> int:
-        """Bytes of all owners."""
+    def held(self, role: str) -> int:
+        """Bytes of this role, of all owners."""
         return sum(size for (what, _), size in self.state.items() if what == role)
 
 
@@ -86,17 +91,19 @@ def stage_cost(recipe: Recipe, configs: Configs, name: str, manner: Manner) -> S
     Raises:
         UserError: when the recipe and the configs do not fit.
     """
-    assembly = bare_assembly(recipe, configs)
+    assembly = BareAssembly(recipe, NOWHERE, configs=configs)
     with without_contents() as ledger:
         stage = assembly.stage(name)
         owners = owners_of(stage)
-        update = {name: _update(ledger, player, manner.foreach) for name, player in stage.players.items()}
+        update = {player: _update(ledger, stage.players[player], manner.foreach) for player in stage.players}
         state, parameters = _state(ledger, stage, owners), _parameters(owners)
-        gathered = _gathered(owners, DTYPES[manner.precision])
-        _prepare(ledger, owners, manner)
+        _as_it_computes(ledger, owners, manner)
         turns = {turn: _turn(ledger, stage, turn, manner) for turn in dict.fromkeys(stage.turns(LATER))}
-        copies, evaluation = _evaluation(ledger, stage)
-    return StageCost(name, state, parameters, turns, evaluation, update, copies, gathered)
+        evaluation = _evaluation(ledger, stage, assembly.showing)
+        block, outside = _gathered(owners)
+    steps = range(vars(recipe)[name].steps)
+    rounds = Counter(turn for step in steps for turn in stage.turns(step))
+    return StageCost(state, parameters, turns, rounds, evaluation, update, block, outside)
 
 
 def owners_of(stage: Stage) -> dict[str, nn.Module]:
@@ -171,27 +178,33 @@ def _parameters(owners: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _gathered(owners: Mapping[str, nn.Module], dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of the largest block of any network, and of the most that one has outside its blocks."""
-    blocks, outside = [0], [0]
+def _as_it_computes(ledger: Ledger, owners: Mapping[str, nn.Module], manner: Manner) -> None:
+    """Precision, checkpointing, and whose keys and values are context."""
     for module in owners.values():
-        for part in module.modules():
-            if isinstance(part, CausalWanTransformer3DModel):
-                sizes = [sum(p.numel() for p in block.parameters()) for block in part.blocks]
-                blocks.append(max(sizes))
-                outside.append(sum(p.numel() for p in module.parameters()) - sum(sizes))
-    return max(blocks) * dtype.itemsize, max(outside) * dtype.itemsize
+        for model in _transformers(module):
+            cast(module, DTYPES[manner.precision])
+            if manner.checkpointing:
+                model.enable_gradient_checkpointing()
+            _claim_contexts(ledger, model)
 
 
-def _prepare(ledger: Ledger, owners: Mapping[str, nn.Module], manner: Manner) -> None:
-    """Networks as they compute: precision, checkpointing, and whose keys and values are context."""
+def _transformers(module: nn.Module) -> Iterator[CausalWanTransformer3DModel]:
+    return (part for part in module.modules() if isinstance(part, CausalWanTransformer3DModel))
+
+
+def _gathered(owners: Mapping[str, nn.Module]) -> tuple[int, int]:
+    """Bytes of the largest block of any network, and the most that one has outside its blocks."""
+    blocks, outside = [], []
     for module in owners.values():
-        for part in module.modules():
-            if isinstance(part, CausalWanTransformer3DModel):
-                recast(module, DTYPES[manner.precision]) if manner.precision != "float32" else None
-                if manner.checkpointing:
-                    part.enable_gradient_checkpointing()
-                _claim_contexts(ledger, part)
+        for model in _transformers(module):
+            sizes = [_bytes(block) for block in model.blocks]
+            blocks.append(max(sizes))
+            outside.append(_bytes(module) - sum(sizes))
+    return max(blocks), max(outside)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _claim_contexts(ledger: Ledger, model: CausalWanTransformer3DModel) -> None:
@@ -240,19 +253,22 @@ def _gradients_claimed(ledger: Ledger, player: Player) -> Iterator[None]:
         hook.remove()
 
 
-def _evaluation(ledger: Ledger, stage: Stage) -> tuple[int, Pass]:
-    """Held-out samples, made and decoded: bytes of the weights that averages stand in for, and the pass."""
+def _evaluation(ledger: Ledger, stage: Stage, showing: BareShowing) -> dict[str, Pass]:
+    """Held-out samples, made all together and decoded one by one, with the averages in place of the weights."""
     with torch.no_grad(), ExitStack() as stack:
-        before = ledger.live.total()
+        before = ledger.live[TRANSIENT]
         for player in stage.players.values():
             stack.enter_context(player.averaged())
-        copies = ledger.live.total() - before
+        copies = ledger.live[TRANSIENT] - before
         ledger.begin()
         stage.evaluate(LATER, Path("samples"))
-        found = _pass(ledger, ledger.flops)
-    return copies, Pass(found.forward, 0, found.transient - copies, found.context, found.gradients)
+        made = _pass(ledger, ledger.flops, copies)
+        ledger.begin()
+        showing.decode()
+        return {MAKING: made, DECODING: _pass(ledger, ledger.flops, copies)}
 
 
-def _pass(ledger: Ledger, forward: int) -> Pass:
-    peak: Counter[str] = ledger.peak.bytes
-    return Pass(forward, ledger.flops - forward, peak[TRANSIENT], peak[CONTEXT], peak[GRADIENTS])
+def _pass(ledger: Ledger, forward: int, aside: int = 0) -> Pass:
+    """What the ledger has found; ``aside``: transient bytes that are counted elsewhere."""
+    peak = ledger.peak.bytes
+    return Pass(forward, ledger.flops - forward, peak[TRANSIENT] - aside, peak[CONTEXT], peak[GRADIENTS])

@@ -1,8 +1,8 @@
 """What a computation costs, found by running it on tensors without contents: operations, and bytes live at its peak.
 
-Shapes, dtypes and lifetimes of fake tensors (``torch._subclasses.fake_tensor``) are those of real ones, and so are the
-kernels that are chosen: attention is the fused one, which keeps queries, keys, values, output and one number a row.
-What a kernel uses inside itself is not seen.
+Tensors of torch's meta device have the shapes, dtypes and lifetimes of real ones, so the true code runs on them and
+autograd keeps for the backward what it would keep. Attention is the fused kernel, which saves queries, keys, values,
+output and one number a row, not the scores. What a kernel uses inside itself is not seen.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 aten = torch.ops.aten
+META = torch.device("meta")  # where tensors have no contents
 TRANSIENT = "transient"  # what nobody has laid claim to: activations and temporaries
 
 
@@ -67,14 +68,10 @@ class Ledger(TorchDispatchMode):
         self._held: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:
-            return func(*args)
-        if func in (aten.item.default, aten._local_scalar_dense.default):
+        if func is aten._local_scalar_dense.default and args[0].is_meta:
             return 1.0 if args[0].is_floating_point() else 1  # a number for the log
-        if func is aten.index.Tensor and args[1][0].dtype == torch.bool:
+        if func is aten.index.Tensor and args[0].is_meta and args[1][0].dtype == torch.bool:
             return _all_of(*args)
-        if func is aten.mkldnn_convolution.default:  # a kernel of a CPU that wants to see the numbers
-            func, args = aten.convolution.default, _plain_convolution(*args)
         out = func(*args, **(kwargs or {}))
         if formula := FORMULAS.get(func.overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
@@ -120,26 +117,22 @@ def _all_of(x: Tensor, indices: list[Tensor]) -> Tensor:
     return x.new_empty((mask.numel(), *x.shape[mask.ndim :]))
 
 
-def recast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a module's floating-point parameters another type, where ``Module.to`` cannot: it swaps tensors."""
-    for parameter in module.parameters():
-        if parameter.dtype != dtype:
+def _fused_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Attention by the fused kernel, as on a real device; on the meta device torch composes it from products."""
+    return aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a module's parameters another type, but for those that diffusers keeps in float32 as it loads them."""
+    kept = {name for part in module.modules() for name in getattr(part, "_keep_in_fp32_modules", None) or ()}
+    for name, parameter in module.named_parameters():
+        if not kept & {*name.split(".")}:
             parameter.data = parameter.data.to(dtype)
-
-
-def _stays(module: nn.Module, *_: Any, **__: Any) -> nn.Module:
-    return module
-
-
-def _plain_convolution(x: Tensor, weight: Tensor, bias: Any, padding: Any, stride: Any, dilation: Any, groups: int) -> Any:
-    return x, weight, bias, stride, padding, dilation, False, [0] * len(padding), groups
 
 
 @contextmanager
 def without_contents() -> Iterator[Ledger]:
-    """Inside, tensors have shapes, dtypes and lifetimes but no contents, and the ledger is kept.
-
-    ``Module.to`` does nothing there: everything is on the one device already (use ``recast`` for a dtype).
-    """
-    with patch.object(nn.Module, "to", _stays), FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
+    """Inside, the ledger is kept of all that is computed, on tensors of the meta device."""
+    # A function mode would not reach what checkpointing computes again in the backward.
+    with patch.object(F, "scaled_dot_product_attention", _fused_attention), Ledger() as ledger:
         yield ledger
