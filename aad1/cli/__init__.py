@@ -24,6 +24,7 @@ from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
 from aad1.cli.options import GIVEN, Group, complain, say
+from aad1.cli.planning import PlanCommand
 from aad1.cli.preference import Preference
 from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
@@ -69,6 +70,7 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[PlanCommand, subcommand("plan")]
 )
 
 

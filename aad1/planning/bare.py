@@ -1,13 +1,12 @@
-"""An assembly whose models and stores have no contents: it builds the true stages, and nothing is read or computed.
-"""
+"""An assembly whose models and stores have no contents: it builds the true stages, and nothing is read or computed."""
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-import typing
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from aad1.assembly import Assembly
 from aad1.data.latents import LatentStore
 from aad1.errors import UserError
 from aad1.models.checkpoint_io import Transformer, WanFolder, refuse_misfit
-from aad1.models.text import MAX_PROMPT_TOKENS, TextEncoder
+from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video, geometry
 from aad1.planning.ledger import META, cast
 from aad1.planning.published import Configs
@@ -40,8 +39,8 @@ class BareFolder(WanFolder):
         return self._built(AutoencoderKLWan, self.configs.vae, "vae").requires_grad_(False)
 
     def text(self, cache_folder: Path | None = None) -> TextEncoder:
-        """Embeddings as long as a prompt can be."""
-        return typing.cast(TextEncoder, BareText(int(self.configs.text_encoder["d_model"])))
+        """Embeddings of the length that every prompt is padded to."""
+        return typing.cast(TextEncoder, BareText(int(self.configs.text_encoder["d_model"]), self.configs.prompt_tokens))
 
     def text_encoder(self) -> UMT5EncoderModel:
         """A text encoder of that config, frozen."""
@@ -71,7 +70,7 @@ class BareText:
     """A text encoder's embeddings, without contents."""
 
     dim: int
-    length: int = MAX_PROMPT_TOKENS
+    length: int
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """[batch, length, dim]."""
@@ -156,7 +155,9 @@ class BareAssembly(Assembly):
     @property
     def trajectories(self) -> BareStore:
         """The teacher's trajectories: every stored level of a clip, in half precision."""
-        return self.store("points", (len(self.recipe.trajectories.stored_levels),), torch.float16, self.recipe.trajectories.count)
+        return self.store(
+            "points", (len(self.recipe.trajectories.stored_levels),), torch.float16, self.recipe.trajectories.count
+        )
 
     def store(self, name: str, before: tuple[int, ...], dtype: torch.dtype, count: int) -> BareStore:
         """A store of latent clips, each with axes ``before`` the clip's own."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from aad1.errors import UserError
 from aad1.models.checkpoint_io import ASSETS
+from aad1.models.text import MAX_PROMPT_TOKENS
 
 Config = Mapping[str, Any]
-MODELED = ("transformer", "vae", "text_encoder")
+PARTS = ("transformer", "vae", "text_encoder")
 HIDDEN = "_"  # keys that say who wrote a config
 
 UMT5_XXL = {
@@ -39,6 +40,8 @@ VAE_2_2: Config = {
     "latents_mean": [0.0] * 48,
     "latents_std": [1.0] * 48,
 }
+
+
 def _transformer(heads: int, ffn_dim: int, layers: int, channels: int = 16) -> Config:
     """Widths and depth as published with the weights (Wan-AI on the hub); the rest is diffusers' default."""
     widths = {"num_attention_heads": heads, "ffn_dim": ffn_dim, "num_layers": layers}
@@ -54,12 +57,13 @@ MODELS: dict[str, tuple[Config, Config]] = {
 
 @dataclass(frozen=True)
 class Configs:
-    """The configs of a model's parts, and where they are from."""
+    """The configs of a model's parts, where they are from, and how many tokens an embedded prompt has."""
 
     transformer: Config
     vae: Config
     text_encoder: Config
     source: str
+    prompt_tokens: int = MAX_PROMPT_TOKENS
 
 
 def configs_of(model: str) -> Configs:
@@ -70,7 +74,9 @@ def configs_of(model: str) -> Configs:
     """
     folder = Path(model) if Path(model).exists() or "/" in model else ASSETS / model
     if folder.exists():
-        return Configs(*(_read(folder, part) for part in MODELED), source=f"the configs in {folder}")
+        parts = (_read(folder, f"{part}/config.json") for part in PARTS)
+        tokens = _read(folder, "tokenizer/tokenizer_config.json").get("model_max_length", MAX_PROMPT_TOKENS)
+        return Configs(*parts, f"the configs in {folder}", min(int(tokens), MAX_PROMPT_TOKENS))
     for name, (transformer, vae) in MODELS.items():
         if name.lower() in model.lower():
             return Configs(transformer, vae, UMT5_XXL, f"the published configs of {name} ({model} is not there)")
@@ -80,15 +86,15 @@ def configs_of(model: str) -> Configs:
     )
 
 
-def _read(folder: Path, part: str) -> Config:
-    path = folder / part / "config.json"
+def _read(folder: Path, name: str) -> Config:
+    path = folder / name
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = "it is not there" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)
         raise UserError(
-            f"'{folder}' cannot be planned with: {part}/config.json cannot be read ({reason}); give a Wan folder in "
-            "diffusers' layout, or a name of a published model"
+            f"cannot plan with '{folder}': {name} cannot be read ({reason}); give a Wan folder in diffusers' layout (its "
+            "weights are not needed) or the name of a published model"
         ) from error
     if not isinstance(found, dict):
         raise UserError(f"'{path}' does not hold a JSON object; download it again")
