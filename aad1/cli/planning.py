@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional, arg
 
 from aad1.cli.options import RECIPE_HELP, recipe_of
 from aad1.files import write_atomic
 from aad1.planning import (
+    CAPTIONS,
     GB,
     GPUS,
     Costs,
@@ -31,8 +34,9 @@ from aad1.planning import (
 from aad1.progress import Progress
 
 DOES_NOT_FIT = 3  # exit code
-COLUMNS = ("weights", "gathered", "gradients", "optimizer", "average", "kept", "activations", "context")
-PETA, TERA = 1e15, 1e12
+ROLES = [field.name for field in fields(Memory)]
+MB, TERA = 1e6, 1e12
+PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
 HOUR, DAY = 3600, 86400
 
 
@@ -41,8 +45,8 @@ class PlanCommand:
     """Say what a recipe needs, before anyone rents a machine: memory of a GPU, time and disk of every step.
 
     It needs neither the model's weights nor a GPU: the stages themselves run on tensors without contents, and what they
-    keep and compute is counted. Spreading over GPUs is arithmetic on top. Without options the plan is for one GPU as this
-    version trains: in float32, without checkpointing.
+    keep and compute is counted. Spreading over GPUs is arithmetic on top. Without options the plan is for one GPU as
+    this version trains: in float32, without checkpointing.
 
     Exit codes: 0 it fits; 3 it does not, and the last lines say what to change; 2 a mistake in what was given.
 
@@ -87,17 +91,18 @@ class PlanCommand:
 def show(plan: Plan, cures: Sequence[Remedy], console: Console) -> None:
     """Print a plan: what it is of, memory, time, disk, and the verdict."""
     for line in (*_head(plan), ""):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for table in (_memory(plan), _time(plan)):
         console.print(table)
     for line in _verdict(plan, cures):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _head(plan: Plan) -> Iterator[str]:
     scenario, machine = plan.scenario, plan.scenario.machine
     yield f"model: {scenario.configs.source}"
-    parameters = {name: both for section in plan.sections for name, both in section.parameters.items()}
+    parameters = {name: both for section in plan.stages for name, both in section.parameters.items()}
+    parameters["text encoder"] = next(s.parameters[s.name] for s in plan.jobs if s.name == CAPTIONS)
     yield "parameters: " + ", ".join(f"{name} {_millions(*both)}" for name, both in parameters.items())
     groups = f", {machine.groups} clips at a time by {machine.context_parallel} GPUs each" if machine.gpus > 1 else ""
     rate = machine.rates[scenario.precision] / TERA
@@ -107,8 +112,8 @@ def _head(plan: Plan) -> Iterator[str]:
     )
     if machine.gpus > 1 or scenario.checkpointing or scenario.precision != "float32":
         yield (
-            "(this version trains on one device, in float32 and without checkpointing; what is beyond that is planned by "
-            "arithmetic, not measured)"
+            "this version trains on one device, in float32 and without checkpointing; several GPUs are arithmetic: "
+            "weights, gradients, optimizer, averages divided by all, activations and context by those that share a clip"
         )
 
 
@@ -121,50 +126,60 @@ def _millions(every: int, learning: int) -> str:
 
 
 def _memory(plan: Plan) -> Table:
-    scenario = plan.scenario
-    opposite = "off" if scenario.checkpointing else "on"
-    table = Table(title="GB of one GPU at each section's peak", title_justify="left")
-    table.add_column("section: work")
-    used = [name for name in COLUMNS if any(_bytes(section.peak.memory, name) for section in plan.sections)]
-    for name in (*used, "in all", f"checkpointing {opposite}"):
-        table.add_column(name, justify="right")
-    others = {section.name: section for section in plan.others}
+    """One column a section, one row a role."""
+    unit, word = _unit(plan)
+    table = Table(title=f"{word} of one GPU at each section's peak", **PLAIN)
+    table.add_column("", no_wrap=True)
+    peaks = [section.peak for section in plan.sections]
     for section in plan.sections:
-        work = section.peak
-        over = work.memory.total > scenario.machine.memory
-        label = section.name if work.name == section.name else f"{section.name}: {work.name}"
-        cells = [_gb(_bytes(work.memory, name)) for name in used]
-        other = _gb(others[section.name].peak.memory.total) if section.name in others else ""
-        table.add_row(label, *cells, _gb(work.memory.total), other, style="bold red" if over else None)
+        table.add_column(section.name, justify="right", no_wrap=True)
+    names = ("" if work.name == s.name else work.name for s, work in zip(plan.sections, peaks, strict=True))
+    table.add_row("when", *names)
+    for role in ROLES:
+        sizes = [float(asdict(work.memory)[role]) for work in peaks]
+        if any(sizes):
+            table.add_row(role, *(_number(size / unit) for size in sizes))
+    table.add_row("in all", *(_total(plan, section, unit) for section in plan.sections), style="bold")
+    others = {section.name: _number(section.peak.memory.total / unit) for section in plan.others}
+    opposite = "all kept" if plan.scenario.checkpointing else "checkpointed"
+    table.add_row(opposite, *(others.get(section.name, "") for section in plan.sections))
     return table
 
 
-def _bytes(memory: Memory, name: str) -> float:
-    return float(asdict(memory)[name])
+def _unit(plan: Plan) -> tuple[float, str]:
+    return (GB, "GB") if plan.worst.peak.memory.total >= 10 * GB else (MB, "MB")
 
 
-def _gb(size: float) -> str:
-    return f"{size / GB:,.3g}" if size < 100 * GB else f"{size / GB:,.0f}"
+def _total(plan: Plan, section: Section, unit: float) -> Text:
+    size = section.peak.memory.total
+    return Text(_number(size / unit), style="red" if size > plan.scenario.machine.memory else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _time(plan: Plan) -> Table:
-    table = Table(title="Operations, time and disk", title_justify="left")
-    for name in ("section", "work", "times", "PFLOP forward", "backward", "time", "disk, GB"):
-        table.add_column(name, justify="left" if name in ("section", "work") else "right")
+    """One row a kind of work; operations are of one go on all GPUs together."""
+    table = Table(title="Operations, time and disk", **PLAIN)
+    for name in ("", "", "times", "TFLOP forth", "back", "time", "disk"):
+        table.add_column(name, justify="right" if name else "left")
     for section in plan.sections:
-        _add_works(table, section)
-    table.add_row("in all", "", "", "", "", _duration(plan.seconds), _gb(plan.disk), style="bold")
+        for index, work in enumerate(work for work in section.works if work.forward):  # an update has none to speak of
+            name, disk = (section.name, _bytes(section.disk)) if index == 0 else ("", "")
+            what = "" if work.name == section.name else work.name
+            sizes = (_operations(x) for x in (work.forward, work.backward))
+            table.add_row(name, what, f"{work.times:,.0f}", *sizes, _duration(work.seconds), disk)
+    table.add_row("in all", "", "", "", "", _duration(plan.seconds), _bytes(plan.disk), style="bold")
     return table
 
 
-def _add_works(table: Table, section: Section) -> None:
-    works = [work for work in section.works if work.forward]
-    for index, work in enumerate(works):
-        name = section.name if index == 0 else ""
-        disk = _gb(section.disk) if index == 0 else ""
-        what = "" if work.name == section.name else work.name
-        sizes = (f"{work.forward / PETA:,.4g}", f"{work.backward / PETA:,.4g}" if work.backward else "")
-        table.add_row(name, what, f"{work.times:,.0f}", *sizes, _duration(work.seconds), disk)
+def _operations(count: float) -> str:
+    return (f"{count / TERA:,.3g}" if count < 1000 * TERA else f"{count / TERA:,.0f}") if count else ""
+
+
+def _bytes(size: float) -> str:
+    return f"{_number(size / GB)} GB" if size >= GB else f"{_number(size / MB)} MB"
 
 
 def _duration(seconds: float) -> str:
@@ -176,7 +191,7 @@ def _duration(seconds: float) -> str:
 
 def _verdict(plan: Plan, cures: Sequence[Remedy]) -> Iterator[str]:
     memory, worst = plan.scenario.machine.memory, plan.worst
-    needs = f"{_gb(worst.peak.memory.total)} GB a GPU of {memory / GB:g} ({worst.name}: {worst.peak.name})"
+    needs = f"{_bytes(worst.peak.memory.total)} a GPU of {memory / GB:g} ({worst.name}: {worst.peak.name})"
     gpu_days = plan.seconds * plan.scenario.machine.gpus / DAY
     if plan.fits:
         yield f"fits: needs {needs}; {_duration(plan.seconds)} in all, {gpu_days:,.1f} GPU-days"
@@ -185,8 +200,8 @@ def _verdict(plan: Plan, cures: Sequence[Remedy]) -> Iterator[str]:
     for cure in cures:
         now = cure.plan.worst
         state = "fits" if cure.plan.fits else "does not fit yet"
-        peak = _gb(now.peak.memory.total)
-        yield f"  {cure.words}: {peak} GB ({now.name}: {now.peak.name}), {_duration(cure.plan.seconds)}; {state}"
+        peak = _bytes(now.peak.memory.total)
+        yield f"  {cure.words}: {peak} ({now.name}: {now.peak.name}), {_duration(cure.plan.seconds)}; {state}"
     if not cures or not cures[-1].plan.fits:
         smaller = "" if plan.scenario.recipe.lora else ", adapters (a recipe with `lora`)"
         yield f"  and then: GPUs with more memory, fewer frames or a smaller --data.size{smaller}"

@@ -6,9 +6,9 @@ Bytes are of one micro-batch at a time; operations count a multiply-add as two.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.planning.bare import BareAssembly, BareShowing
+from aad1.planning.bare import BareAssembly
 from aad1.planning.ledger import TRANSIENT, Ledger, cast, without_contents
 from aad1.planning.published import Configs
 from aad1.recipe import Recipe
@@ -29,6 +29,7 @@ Precision = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, KEPT = "weights", "gradients", "optimizer", "average", "kept"
 CONTEXT = "context"
+COMPUTING = "computing"  # what weights are cast to for a pass: sharding gathers that block by block
 MAKING, DECODING = "samples", "decoding"  # the two parts of an evaluation
 NOWHERE = Workspace(Path("plan"))  # nothing is read or written
 LATER = 1  # a step after the first, in which there is no head start
@@ -63,19 +64,18 @@ class Pass:
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage's state, its turns, its evaluation, and what an update needs for a moment.
+    """A stage's state, its turns, and what an update needs for a moment.
 
     state: bytes held all through, by role and owner; parameters: how many each owner has, and how many of them learn;
-    turns: one micro-batch of each player; rounds: how many turns each player takes in the whole stage; evaluation: held-out
-    samples made together, then one of them decoded; update: a player's moment of stepping; block, outside: bytes of a
-    network's largest block and of what stands outside its blocks, as they compute: what sharding has to gather.
+    turns: one micro-batch of each player; rounds: how many turns each player takes in the whole stage; update: a
+    player's moment of stepping; block, outside: bytes of a network's largest block and of what stands outside its
+    blocks, as they compute: what sharding has to gather.
     """
 
     state: Mapping[tuple[str, str], int]
     parameters: Mapping[str, tuple[int, int]]
     turns: Mapping[str, Pass]
     rounds: Mapping[str, int]
-    evaluation: Mapping[str, Pass]
     update: Mapping[str, int]
     block: int
     outside: int
@@ -99,11 +99,10 @@ def stage_cost(recipe: Recipe, configs: Configs, name: str, manner: Manner) -> S
         state, parameters = _state(ledger, stage, owners), _parameters(owners)
         _as_it_computes(ledger, owners, manner)
         turns = {turn: _turn(ledger, stage, turn, manner) for turn in dict.fromkeys(stage.turns(LATER))}
-        evaluation = _evaluation(ledger, stage, assembly.showing)
         block, outside = _gathered(owners)
     steps = range(vars(recipe)[name].steps)
     rounds = Counter(turn for step in steps for turn in stage.turns(step))
-    return StageCost(state, parameters, turns, rounds, evaluation, update, block, outside)
+    return StageCost(state, parameters, turns, rounds, update, block, outside)
 
 
 def owners_of(stage: Stage) -> dict[str, nn.Module]:
@@ -153,12 +152,16 @@ def _state(ledger: Ledger, stage: Stage, owners: Mapping[str, nn.Module]) -> dic
             found[role, owner] = size
 
     for name, module in owners.items():
-        claim(WEIGHTS, name, [*module.parameters(), *module.buffers()])
+        claim(WEIGHTS, name, list(_tensors_of([module])))
     for name, player in stage.players.items():
         claim(OPTIMIZER, name, [v for o in player.optimizers for s in o.state.values() for v in _tensors(s)])
         claim(AVERAGE, name, list(player.average.values()))
     claim(KEPT, stage.name, list(_tensors(stage.state_dict())))
     return found
+
+
+def _tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    return (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -183,6 +186,7 @@ def _as_it_computes(ledger: Ledger, owners: Mapping[str, nn.Module], manner: Man
     for module in owners.values():
         for model in _transformers(module):
             cast(module, DTYPES[manner.precision])
+            ledger.claim(COMPUTING, module.parameters(), anew=manner.precision != "float32")
             if manner.checkpointing:
                 model.enable_gradient_checkpointing()
             _claim_contexts(ledger, model)
@@ -253,22 +257,24 @@ def _gradients_claimed(ledger: Ledger, player: Player) -> Iterator[None]:
         hook.remove()
 
 
-def _evaluation(ledger: Ledger, stage: Stage, showing: BareShowing) -> dict[str, Pass]:
-    """Held-out samples, made all together and decoded one by one, with the averages in place of the weights."""
-    with torch.no_grad(), ExitStack() as stack:
-        before = ledger.live[TRANSIENT]
-        for player in stage.players.values():
-            stack.enter_context(player.averaged())
-        copies = ledger.live[TRANSIENT] - before
+def evaluation_cost(recipe: Recipe, configs: Configs, precision: Precision, clips: int) -> dict[str, Pass]:
+    """The two parts of an evaluation: held-out clips made by a student all together, then decoded one by one."""
+    shown = replace(recipe, showing=replace(recipe.showing, clips=clips))
+    assembly = BareAssembly(shown, NOWHERE, configs=configs)
+    with without_contents() as ledger, torch.no_grad():
+        student = assembly.student("")
+        cast(student, DTYPES[precision])
+        _claim_contexts(ledger, student)
+        ledger.claim(WEIGHTS, _tensors_of([student, assembly.vae]))
         ledger.begin()
-        stage.evaluate(LATER, Path("samples"))
-        made = _pass(ledger, ledger.flops, copies)
+        assembly.showing.student(student, NOWHERE.root)
+        made = _pass(ledger, ledger.flops)
         ledger.begin()
-        showing.decode()
-        return {MAKING: made, DECODING: _pass(ledger, ledger.flops, copies)}
+        assembly.showing.decode()
+        return {MAKING: made, DECODING: _pass(ledger, ledger.flops)}
 
 
-def _pass(ledger: Ledger, forward: int, aside: int = 0) -> Pass:
-    """What the ledger has found; ``aside``: transient bytes that are counted elsewhere."""
+def _pass(ledger: Ledger, forward: int) -> Pass:
+    """What the ledger has found since it began."""
     peak = ledger.peak.bytes
-    return Pass(forward, ledger.flops - forward, peak[TRANSIENT] - aside, peak[CONTEXT], peak[GRADIENTS])
+    return Pass(forward, ledger.flops - forward, peak[TRANSIENT], peak[CONTEXT], peak[GRADIENTS])

@@ -1,8 +1,8 @@
 """The cost of a deep model from two shallow ones: every cost is a + b L in the number of blocks L.
 
 Each block adds the same operations and keeps the same tensors; so two depths give both numbers, in a fraction of the
-time that forty blocks take. A peak is the largest of several sums; it is one and the same from a few blocks on, which
-tests compare with whole depths.
+time that forty blocks take. A peak is the largest of several such sums, not always the same one at every depth: it
+comes out a little low where another one takes over (1.3 % at thirty blocks, docs/log.md).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def at_depth(recipe: Recipe, configs: Configs, depth: int) -> tuple[Recipe, Conf
 
 
 def along(first: Any, second: Any, steps: int) -> Any:
-    """Go on from ``first`` by ``steps`` times the way to ``second``, number by number."""
+    """Go on from ``first`` by ``steps`` times the way to ``second``, number by number, however they are nested."""
     if isinstance(first, int):
         return first + (second - first) * steps
     if isinstance(first, Mapping):

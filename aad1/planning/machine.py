@@ -35,9 +35,7 @@ GPUS = {
 class Machine:
     """``gpus`` ranks; every ``context_parallel`` of them share one sample's tokens, the rest is data parallel.
 
-    memory: bytes a GPU; rates: operations a second by precision, and the share of them that is reached. The numbers
-    of a rank are arithmetic: weights, gradients, optimizer and averages divided by all ranks, activations and context by
-    ``context_parallel``.
+    memory: bytes a GPU; rates: operations a second by precision; efficiency: the share of them that is reached.
     """
 
     gpus: int

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from aad1.planning.bare import BareAssembly
-from aad1.planning.costs import MAKING, NOWHERE, Manner, Precision, StageCost
+from aad1.planning.costs import MAKING, NOWHERE, Manner, Pass, Precision, StageCost, evaluation_cost
 from aad1.planning.depth import deep_stage_cost
 from aad1.planning.machine import Machine, divide_heads
-from aad1.planning.preparing import JobCost, preparing_costs
+from aad1.planning.preparing import CAPTIONS, CLIPS, TRAJECTORIES, JobCost, preparing_costs
 from aad1.planning.published import Configs
 from aad1.planning.spread import Section, Spread, job_section, share_of
 from aad1.recipe import Recipe
@@ -64,11 +64,13 @@ class Costs:
 
     def stage(self, scenario: Scenario, name: str) -> StageCost:
         """One micro-batch of a stage as the scenario computes it."""
-        shown = replace(scenario.recipe, showing=replace(scenario.recipe.showing, clips=scenario.clips))
-        manner = scenario.manner(name)
-        return self._once(
-            (name, manner, scenario.clips), lambda: deep_stage_cost(shown, scenario.configs, name, manner)
-        )
+        recipe, configs, manner = scenario.recipe, scenario.configs, scenario.manner(name)
+        return self._once((name, manner), lambda: deep_stage_cost(recipe, configs, name, manner))
+
+    def evaluation(self, scenario: Scenario) -> dict[str, Pass]:
+        """A group's share of an evaluation."""
+        recipe, configs, precision, clips = scenario.recipe, scenario.configs, scenario.precision, scenario.clips
+        return self._once(("evaluation", precision, clips), lambda: evaluation_cost(recipe, configs, precision, clips))
 
     def jobs(self, scenario: Scenario) -> dict[str, JobCost]:
         """The jobs of preparing."""
@@ -143,19 +145,21 @@ def make_plan(scenario: Scenario, costs: Costs) -> Plan:
     divide_heads(scenario.machine, scenario.heads)
     jobs = costs.jobs(scenario)
     machine = scenario.machine
-    precision: dict[str, Precision] = {"trajectories": scenario.precision}
+    precision: dict[str, Precision] = {TRAJECTORIES: scenario.precision}
     preparing = (job_section(name, job, machine, precision.get(name, "float32")) for name, job in jobs.items())
     other = replace(scenario, checkpointing=not scenario.checkpointing)
     return Plan(scenario, tuple(preparing), _stages(scenario, costs), _stages(other, costs))
 
 
 def _stages(scenario: Scenario, costs: Costs) -> tuple[Section, ...]:
-    return tuple(_stage(scenario, costs.stage(scenario, name), name) for name in scenario.stages)
+    found = {name: costs.stage(scenario, name) for name in scenario.stages}
+    return tuple(_spread(scenario, found, costs.evaluation(scenario)))
 
 
-def _stage(scenario: Scenario, cost: StageCost, name: str) -> Section:
-    config = vars(scenario.recipe)[name]
-    return Spread(cost, config, scenario.machine, scenario.manner(name), scenario.clips).section(name)
+def _spread(scenario: Scenario, found: Mapping[str, StageCost], evaluation: Mapping[str, Pass]) -> Iterator[Section]:
+    for name, cost in found.items():
+        config, manner = vars(scenario.recipe)[name], scenario.manner(name)
+        yield Spread(cost, evaluation, config, scenario.machine, manner, scenario.clips).section(name)
 
 
 @dataclass(frozen=True)
@@ -180,16 +184,16 @@ def remedies(plan: Plan, costs: Costs) -> Iterator[Remedy]:
 def _changes(plan: Plan, costs: Costs) -> Iterator[tuple[str, Scenario]]:
     """What would help the section that needs most, the cheapest first."""
     now, work = plan.scenario, plan.worst.peak.name
-    if work == "clips" and now.recipe.data.batch > 1:
+    if work == CLIPS and now.recipe.data.batch > 1:
         yield "--data.batch 1", _with(now, data=replace(now.recipe.data, batch=1))
-    if work == "trajectories" and now.recipe.trajectories.batch > 1:
+    if work == TRAJECTORIES and now.recipe.trajectories.batch > 1:
         yield "--trajectories.batch 1", _with(now, trajectories=replace(now.recipe.trajectories, batch=1))
     if work == MAKING and now.clips > 1:
         shown = now.machine.groups
         yield f"--showing.clips {shown}", _with(now, showing=replace(now.recipe.showing, clips=shown))
     if plan.worst in plan.stages and work != MAKING and not now.checkpointing:
         yield "--checkpointing on", replace(now, checkpointing=True)
-    if work != "captions" and now.precision == "float32":
+    if work != CAPTIONS and now.precision == "float32":
         yield "--precision bfloat16", replace(now, precision="bfloat16")
     if plan.worst in plan.stages:
         yield from _wider(now, costs)
@@ -201,14 +205,14 @@ def _with(scenario: Scenario, **sections: Any) -> Scenario:
 
 def _wider(now: Scenario, costs: Costs) -> Iterator[tuple[str, Scenario]]:
     """The fewest GPUs, and the fewest of them to a sample, with which the stages fit by arithmetic."""
-    found = {name: costs.stage(now, name) for name in now.stages}
+    found, evaluation = {name: costs.stage(now, name) for name in now.stages}, costs.evaluation(now)
     gpus = now.machine.gpus
     while gpus <= MOST_GPUS:
         for parallel in range(1, min(gpus, now.heads) + 1):
             if gpus % parallel or now.heads % parallel:
                 continue
             wider = replace(now, machine=replace(now.machine, gpus=gpus, context_parallel=parallel))
-            peaks = (_stage(wider, cost, name).peak.memory.total for name, cost in found.items())
+            peaks = (section.peak.memory.total for section in _spread(wider, found, evaluation))
             if wider.machine != now.machine and max(peaks) <= now.machine.memory:
                 yield f"--gpus {gpus} --context-parallel {parallel}", wider
         gpus *= 2

@@ -18,6 +18,7 @@ from aad1.planning.published import Configs
 from aad1.recipe import Recipe
 from aad1.teacher_sampling import guided_velocity
 
+CLIPS, CAPTIONS, TRAJECTORIES = "clips", "captions", "trajectories"
 CAPTIONS_AT_ONCE = 32  # of models.text.TextEncoder
 
 
@@ -39,14 +40,14 @@ class JobCost:
 
 
 def preparing_costs(recipe: Recipe, configs: Configs, precision: Precision) -> dict[str, JobCost]:
-    """What `aad1 prepare` costs, by what it prepares; the transformer computes in ``precision``, the rest in float32."""
+    """What `aad1 prepare` costs, by what it makes; the transformer computes in ``precision``, the rest in float32."""
     assembly = BareAssembly(recipe, NOWHERE, configs=configs)
     with without_contents():
         shape, stored = assembly.latent_shape, assembly.trajectories.bytes
     return {
-        "clips": _clips(assembly),
-        "captions": _captions(assembly),
-        "trajectories": replace(_trajectories(recipe, configs, precision, shape), stored=stored),
+        CLIPS: _clips(assembly),
+        CAPTIONS: _captions(assembly),
+        TRAJECTORIES: replace(_trajectories(recipe, configs, precision, shape), stored=stored),
     }
 
 

@@ -74,9 +74,9 @@ def configs_of(model: str) -> Configs:
     """
     folder = Path(model) if Path(model).exists() or "/" in model else ASSETS / model
     if folder.exists():
-        parts = (_read(folder, f"{part}/config.json") for part in PARTS)
+        transformer, vae, text = (_read(folder, f"{part}/config.json") for part in PARTS)
         tokens = _read(folder, "tokenizer/tokenizer_config.json").get("model_max_length", MAX_PROMPT_TOKENS)
-        return Configs(*parts, f"the configs in {folder}", min(int(tokens), MAX_PROMPT_TOKENS))
+        return Configs(transformer, vae, text, f"the configs in {folder}", min(int(tokens), MAX_PROMPT_TOKENS))
     for name, (transformer, vae) in MODELS.items():
         if name.lower() in model.lower():
             return Configs(transformer, vae, UMT5_XXL, f"the published configs of {name} ({model} is not there)")
@@ -93,8 +93,8 @@ def _read(folder: Path, name: str) -> Config:
     except (OSError, ValueError) as error:
         reason = "it is not there" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)
         raise UserError(
-            f"cannot plan with '{folder}': {name} cannot be read ({reason}); give a Wan folder in diffusers' layout (its "
-            "weights are not needed) or the name of a published model"
+            f"cannot plan with '{folder}': {name} cannot be read ({reason}); give a Wan folder in diffusers' layout "
+            "(its weights are not needed) or the name of a published model"
         ) from error
     if not isinstance(found, dict):
         raise UserError(f"'{path}' does not hold a JSON object; download it again")

@@ -87,9 +87,10 @@ def share_of(config: LoopConfig, machine: Machine) -> Share:
 
 @dataclass(frozen=True)
 class Spread:
-    """How one stage is spread: its cost for one micro-batch, the machine, and how its passes compute."""
+    """How one stage is spread: its cost for one micro-batch and an evaluation, the machine, how its passes compute."""
 
     cost: StageCost
+    evaluation: Mapping[str, Pass]
     config: LoopConfig
     machine: Machine
     manner: Manner
@@ -108,7 +109,7 @@ class Spread:
         evaluations = math.ceil(self.config.steps / (self.config.evaluate_every or self.config.steps))
         copies = self.cost.held(AVERAGE) / machine.gpus  # of the weights that averages stand in for
         for name, clips in ((MAKING, 1), (DECODING, self.clips)):
-            yield self._work(name, self.cost.evaluation[name], evaluations, clips * machine.groups, copies=copies)
+            yield self._work(name, self.evaluation[name], evaluations, clips * machine.groups, copies=copies)
         yield self._update()
 
     def _work(self, name: str, found: Pass, goes: int, groups: int, gradients: float = 0, copies: float = 0) -> Work:
