@@ -1,4 +1,4 @@
-"""How far `aad1 plan` is from what is measured: operations, bytes held and bytes at the peak, planned and on real tensors.
+"""How far `aad1 plan` is from what is measured on real tensors: operations, bytes held, bytes at the peak.
 
     python benchmarks/plan_accuracy.py            # the embedded model, every turn of every stage
     python benchmarks/plan_accuracy.py --blocks   # blocks of the 1.3B's width, random weights
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from aad1.assembly import Assembly
 from aad1.models.causal_wan import CausalWanTransformer3DModel
@@ -48,14 +48,14 @@ class Row(NamedTuple):
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    return sdpa_flop_count(query, key, value)
 
 
-def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape) * 5 // 2
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-CPU_ATTENTION = {  # torch's table has the GPU's kernels alone
+CPU_ATTENTION = {  # of shapes; torch's table has the GPU's kernels alone
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -88,7 +88,13 @@ class RealAssembly(Assembly):
     def student(self, stage: str) -> CausalWanTransformer3DModel:
         return self.teacher()
 
-    clips = validation = showing = None  # type: ignore[assignment]
+    def prompt(self, prompt: str) -> torch.Tensor:
+        configs = configs_of(self.recipe.model)
+        return torch.randn(1, configs.prompt_tokens, configs.text_encoder["d_model"])
+
+    clips: Any = ()
+    validation: Any = ()
+    showing: Any = None
 
     def _ode_init(self) -> Stage:
         levels = self.recipe.trajectories.stored_levels
