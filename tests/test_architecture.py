@@ -27,6 +27,7 @@ ORDER = (
     "recipe",
     "workspace",
     "assembly",
+    "planning",
     "streaming",
     "evaluation",
     "exporting",

@@ -27,6 +27,7 @@ from aad1.cli.exporting import Export
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
 from aad1.cli.options import GIVEN, Group, complain, say
+from aad1.cli.planning import PlanCommand
 from aad1.cli.preference import Preference
 from aad1.cli.preparing import Prepare
 from aad1.cli.pushing import Push
@@ -77,6 +78,7 @@ Command = (
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Push, subcommand("push")]
     | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[PlanCommand, subcommand("plan")]
 )
 
 
