@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,35 @@ import torch.nn.functional as F
 from aad1.cli import main
 from aad1.errors import UserError
 from aad1.planning import Costs, Memory, Scenario, configs_of, machine_of, make_plan, remedies
-from aad1.planning.costs import Manner, stage_cost
+from aad1.planning.costs import DECODING, MAKING, Manner, Pass, stage_cost
 from aad1.planning.depth import along, at_depth, deep_stage_cost
 from aad1.planning.ledger import META, TRANSIENT, without_contents
-from aad1.planning.spread import share_of
+from aad1.planning.spread import Spread, Work, share_of
 from aad1.recipe import Recipe, load_recipe
 
 ACCURACY = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "plan_accuracy.py"))
-SMALL = ("--data.frames", "17", "--showing.clips", "2", "--data.batch", "2", "--trajectories.batch", "2")
+SIZE = ("--data.frames", "9", "--data.size", "[32,32]", "--data.fps", "8", "--showing.clips", "2", "--data.batch", "2")
+CHUNKS = ("--student.num_frames_per_block", "1", "--trajectories.batch", "2", "--adversarial.critic.layers", "[0,1]")
+BATCHES = ("--ode_init.batch", "2", "--dmd_warmup.batch", "2", "--adversarial.batch", "2")
+SMALL = (*SIZE, *CHUNKS, *BATCHES)
+Make = Callable[..., Any]
 
 
-def small(*overrides: str) -> Recipe:
-    """The embedded recipe on short clips, two at a time."""
-    batches = (w for stage in ("ode_init", "dmd_warmup", "adversarial") for w in (f"--{stage}.batch", "2"))
-    return load_recipe("tiny", (*SMALL, *batches, *overrides))
+@pytest.fixture(scope="module")
+def small(tiny_folder: Path) -> Make:
+    """The embedded recipe for the smallest model, on clips of three latent frames, two at a time."""
+    return lambda *overrides: load_recipe("tiny", ("--model", str(tiny_folder), *SMALL, *overrides))
 
 
-def scenario(
-    recipe: Recipe | None = None, gpus: int = 1, parallel: int = 1, memory: float = 80, **how: Any
-) -> Scenario:
-    recipe = recipe or small()
-    return Scenario(recipe, configs_of(recipe.model), machine_of("h100", gpus, parallel, memory, None, 0.4), **how)
+@pytest.fixture(scope="module")
+def scenario(small: Make) -> Make:
+    """A scenario of that recipe."""
+
+    def make(recipe: Recipe | None = None, gpus: int = 1, parallel: int = 1, memory: float = 80) -> Scenario:
+        recipe = recipe or small()
+        return Scenario(recipe, configs_of(recipe.model), machine_of("h100", gpus, parallel, memory, None, 0.4))
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +94,30 @@ def within(rows: Any) -> None:
     assert [row for row in found if not 0.9 < row.ratio < 1.1] == []
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("stage", ["ode_init", "dmd_warmup", "adversarial"])
-def test_what_is_planned_is_what_the_embedded_model_takes(stage: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("stage", "checkpointing"),
+    [("ode_init", False), ("dmd_warmup", False), ("adversarial", False), ("adversarial", True)],
+)
+def test_what_is_planned_is_what_a_stage_takes(small: Make, stage: str, checkpointing: bool) -> None:
     within(ACCURACY["embedded"](small(), stage, checkpointing, batch=2))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_is_planned_is_what_blocks_of_the_published_width_take(checkpointing: bool) -> None:
-    within(ACCURACY["blocks"](2, 2, (8, 8), checkpointing))
+    within(ACCURACY["blocks"](1, 2, (8, 8), checkpointing))
 
 
-def test_a_deep_model_costs_what_two_shallow_ones_say() -> None:
-    recipe = small("--adversarial.critic.layers", "[3,7,11]")
+def test_a_deep_model_costs_what_two_shallow_ones_say(small: Make) -> None:
+    recipe = small("--adversarial.critic.layers", "[3,9]", "--data.frames", "5")
     configs = configs_of(recipe.model)
-    configs = replace(configs, transformer={**configs.transformer, "num_layers": 12})
+    configs = replace(configs, transformer={**configs.transformer, "num_layers": 10})
     manner = Manner(batch=2)
-    for stage in ("dmd_warmup", "adversarial"):
-        whole, shallow = (find(recipe, configs, stage, manner) for find in (stage_cost, deep_stage_cost))
-        assert (whole.state, whole.parameters, whole.rounds) == (shallow.state, shallow.parameters, shallow.rounds)
-        for name, turn in whole.turns.items():
-            other = shallow.turns[name]
-            assert (turn.forward, turn.backward, turn.gradients) == (other.forward, other.backward, other.gradients)
-            assert other.transient + other.context == pytest.approx(turn.transient + turn.context, rel=0.03)
+    whole, shallow = (find(recipe, configs, "adversarial", manner) for find in (stage_cost, deep_stage_cost))
+    assert (whole.state, whole.parameters, whole.rounds) == (shallow.state, shallow.parameters, shallow.rounds)
+    for name, turn in whole.turns.items():
+        other = shallow.turns[name]
+        assert (turn.forward, turn.backward, turn.gradients) == (other.forward, other.backward, other.gradients)
+        assert other.transient + other.context == pytest.approx(turn.transient + turn.context, rel=0.03)
 
 
 def test_a_shallow_critic_reads_as_far_from_its_end() -> None:
@@ -127,18 +137,18 @@ def test_numbers_go_on_along_a_line_however_they_are_nested() -> None:
 # --- roles -----------------------------------------------------------------------------------
 
 
-def test_a_shared_backbone_is_counted_once() -> None:
-    recipe = small("--lora", "{rank: 4, alpha: 4}")
+def test_a_shared_backbone_is_counted_once(small: Make) -> None:
+    recipe = small("--lora", "{rank: 4, alpha: 4, dtype: float32}")
     cost = stage_cost(recipe, configs_of(recipe.model), "dmd_warmup", Manner(2))
     whole = cost.parameters["teacher"][0]
     assert ("weights", "teacher") not in cost.state, "its parameters are the fake score's"
     every, learning = cost.parameters["fake_score"]
     assert every - learning == whole
     assert cost.state["optimizer", "fake_score"] == pytest.approx(8 * learning, rel=0.01)
-    assert cost.state["weights", "fake_score"] == pytest.approx(4 * learning + 2 * whole, rel=0.05)
+    assert cost.state["weights", "fake_score"] == pytest.approx(4 * every, rel=0.1)  # and what is no parameter
 
 
-def test_every_byte_of_a_stage_has_a_role() -> None:
+def test_every_byte_of_a_stage_has_a_role(small: Make) -> None:
     recipe = small()
     cost = stage_cost(recipe, configs_of(recipe.model), "dmd_warmup", Manner(2))
     generator = cost.parameters["generator"][1] * 4
@@ -149,7 +159,7 @@ def test_every_byte_of_a_stage_has_a_role() -> None:
     assert set(cost.parameters) == {"fake_score", "generator", "teacher", "vae"}
 
 
-def test_half_precision_halves_what_a_pass_keeps_and_not_what_is_held() -> None:
+def test_half_precision_halves_what_a_pass_keeps_and_not_what_is_held(small: Make) -> None:
     recipe = small()
     full, half = (
         stage_cost(recipe, configs_of(recipe.model), "adversarial", Manner(2, precision=precision))
@@ -165,34 +175,46 @@ def test_half_precision_halves_what_a_pass_keeps_and_not_what_is_held() -> None:
 # --- a machine -------------------------------------------------------------------------------
 
 
-def test_the_global_batch_is_spread_over_groups() -> None:
+def test_the_global_batch_is_spread_over_groups(small: Make) -> None:
     config = replace(small().adversarial, batch=4, accumulate=8)
     expected = {(1, 1): (4, 8), (8, 1): (4, 1), (16, 1): (2, 1), (16, 8): (4, 4), (64, 1): (1, 1)}
     for (gpus, parallel), share in expected.items():
         assert tuple(vars(share_of(config, machine_of("h100", gpus, parallel, None, None, 1))).values()) == share
 
 
-def test_more_gpus_divide_state_and_time_and_context_parallelism_divides_activations(costs: Costs) -> None:
-    recipe = small("--adversarial.accumulate", "16")
-    one, four, together = (make_plan(scenario(recipe, *spread), Costs()) for spread in ((1, 1), (4, 1), (4, 4)))
-    first, second, third = (plan.stages[-1] for plan in (one, four, together))
-    critic, spread, shared = (next(w for w in s.works if w.name == "critic") for s in (first, second, third))
+def test_more_gpus_divide_state_and_time_and_context_parallelism_divides_activations(small: Make) -> None:
+    config, manner = replace(small().adversarial, accumulate=16), Manner(2)
+    cost = stage_cost(small(), configs_of(small().model), "adversarial", manner)
+    nothing = dict.fromkeys((MAKING, DECODING), Pass(0, 0, 0, 0, 0))
+
+    def critic(gpus: int, parallel: int) -> Work:
+        machine = machine_of("h100", gpus, parallel, None, None, 0.4)
+        section = Spread(cost, nothing, config, machine, manner, clips=1).section("adversarial")
+        return next(work for work in section.works if work.name == "critic")
+
+    one, four, together = critic(1, 1), critic(4, 1), critic(4, 4)
     for role in ("weights", "optimizer", "average", "gradients"):
-        assert vars(spread.memory)[role] == pytest.approx(vars(critic.memory)[role] / 4)
-    assert spread.memory.activations == critic.memory.activations
-    assert shared.memory.activations == pytest.approx(critic.memory.activations / 4)
-    assert spread.seconds == pytest.approx(critic.seconds / 4) == pytest.approx(shared.seconds)
-    assert critic.memory.gathered == 0 < spread.memory.gathered
+        assert vars(four.memory)[role] == pytest.approx(vars(one.memory)[role] / 4)
+    assert four.memory.activations == one.memory.activations
+    assert together.memory.activations == pytest.approx(one.memory.activations / 4)
+    assert four.seconds == pytest.approx(one.seconds / 4) == pytest.approx(together.seconds)
+    assert one.memory.gathered == 0 < four.memory.gathered
+    turns = cost.rounds["critic"] * 16 * (cost.turns["critic"].forward + cost.turns["critic"].backward)
+    assert one.seconds == pytest.approx(turns / (67e12 * 0.4))
 
 
-def test_a_plan_that_does_not_fit_says_what_to_change(costs: Costs) -> None:
-    tight = make_plan(scenario(memory=0.2), costs)
+def test_a_plan_that_does_not_fit_says_what_to_change(small: Make, scenario: Make, costs: Costs) -> None:
+    recipe = small("--adversarial.batch", "128")
+    roomy = make_plan(scenario(recipe), costs)
+    assert roomy.fits
+    (checkpointed,) = (section.peak.memory.total for section in roomy.others if section.name == "adversarial")
+    between = (checkpointed + roomy.worst.peak.memory.total) / 2
+    tight = make_plan(scenario(recipe, memory=between / 1e9), costs)
     assert not tight.fits
-    cures = list(remedies(tight, costs))
-    assert cures[0].words == "--checkpointing on"
-    assert cures[-1].plan.fits
-    peaks = [tight.worst.peak.memory.total, *(cure.plan.worst.peak.memory.total for cure in cures)]
-    assert peaks[-1] <= 0.2e9 < peaks[0]
+    (cure,) = remedies(tight, costs)
+    assert cure.words == "--checkpointing on"
+    assert cure.plan.worst.peak.memory.total <= between
+    assert cure.plan.stages[-1].seconds > tight.stages[-1].seconds, "blocks are computed twice"
 
 
 def test_the_memory_of_a_rank_is_the_sum_of_its_roles() -> None:
@@ -217,32 +239,34 @@ def test_published_models_have_their_published_size(name: str, millions: int) ->
         assert sum(p.numel() for p in folder.vae().parameters()) > 1e8
 
 
-def test_a_folder_s_own_configs_come_first(tiny_folder: Any, tmp_path: Path) -> None:
-    found = configs_of(str(tiny_folder.path))
+def test_a_folder_s_own_configs_come_first(tiny_folder: Path) -> None:
+    found = configs_of(str(tiny_folder))
     assert found.transformer["num_layers"] == 2
-    assert str(tiny_folder.path) in found.source
+    assert str(tiny_folder) in found.source
     assert "published" in configs_of("./Wan2.1-T2V-14B-Diffusers").source
 
 
 # --- the command -----------------------------------------------------------------------------
 
-ARGUMENTS = ["plan", "tiny", *SMALL, "--ode_init.batch", "2", "--dmd_warmup.batch", "2", "--adversarial.batch", "2"]
 
-
-def test_the_command_prints_a_plan_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*ARGUMENTS, "--json", str(tmp_path / "plan.json")]) == 0
+def test_the_command_prints_a_plan_and_writes_it(
+    tiny_folder: Path,
+    costs: Costs,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aad1.cli.planning.Costs", lambda done: costs)
+    words = ["plan", "tiny", "--model", str(tiny_folder), *SMALL, "--json", str(tmp_path / "plan.json")]
+    assert main(words) == 0
     out = capsys.readouterr().out
-    assert "fits" in out
+    assert "fits: needs" in out
     assert "adversarial" in out
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["fits"]
     assert [s["name"] for s in written["sections"]][-3:] == ["ode_init", "dmd_warmup", "adversarial"]
-    assert written["remedies"] == []
-
-
-def test_what_does_not_fit_ends_with_code_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*ARGUMENTS, "--gpu-memory", "0.05", "--gpus", "2"]) == 3
-    assert "does not fit" in capsys.readouterr().out
+    assert main([*words, "--gpu-memory", "0.0001"]) == 3
+    assert "does not fit: needs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -258,7 +282,7 @@ def test_what_does_not_fit_ends_with_code_3(capsys: pytest.CaptureFixture[str]) 
         (["plan", "tiny", "--model", "no_such_model"], "Wan2.1-T2V-14B"),
         (["plan", "tiny", "--data.size", "[66, 64]"], "multiples of 8"),
         (["plan", "tiny", "--data.size", "[72, 64]"], "multiple of 16"),
-        (["plan", "tiny", "--adversarial.critic.layers", "[2,9]"], "blocks 0 to 5"),
+        (["plan", "tiny", "--ode_init.stepz", "9"], "did you mean 'steps'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

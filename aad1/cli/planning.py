@@ -29,6 +29,7 @@ from aad1.planning import (
     configs_of,
     machine_of,
     make_plan,
+    parts_of,
     remedies,
 )
 from aad1.progress import Progress
@@ -77,15 +78,24 @@ class PlanCommand:
         machine = machine_of(self.gpu, self.gpus, self.context_parallel, self.gpu_memory, self.flops, self.efficiency)
         configs = configs_of(recipe.model)
         scenario = Scenario(recipe, configs, machine, self.checkpointing == "on", self.precision)
-        with Progress("planning", None, unit="part") as bar:
-            costs = Costs(lambda: bar.advance(1))
-            plan = make_plan(scenario, costs)
-            cures = list(remedies(plan, costs))
+        plan, cures = planned(scenario)
         if self.json is not None:
             more = {"remedies": [{"options": c.words, "fits": c.plan.fits} for c in cures]}
             write_atomic(self.json, json.dumps(plan.as_dict() | more, indent=1).encode())
         show(plan, cures, Console())
         return 0 if plan.fits else DOES_NOT_FIT
+
+
+def planned(scenario: Scenario) -> tuple[Plan, list[Remedy]]:
+    """The plan of a scenario and what would help it, while a bar shows how far that is."""
+    with Progress("planning", parts_of(scenario), every=1, unit="part") as bar:
+        costs = Costs(lambda: bar.advance(1))
+        plan = make_plan(scenario, costs)
+    if plan.fits:
+        return plan, []
+    with Progress("looking for what would help", None, every=1, unit="part") as search:
+        costs.done = lambda: search.advance(1)
+        return plan, list(remedies(plan, costs))
 
 
 def show(plan: Plan, cures: Sequence[Remedy], console: Console) -> None:

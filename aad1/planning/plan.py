@@ -57,7 +57,7 @@ class Scenario:
 
 @dataclass
 class Costs:
-    """Costs of stages and jobs, each found once; ``done`` is called after each."""
+    """Costs of one recipe's stages and jobs, each found once; ``done`` is called after each."""
 
     done: Done = lambda: None
     _found: dict[Any, Any] = field(default_factory=dict)
@@ -134,6 +134,11 @@ class Plan:
             "sections": [asdict(section) for section in self.sections],
             "with the other checkpointing": [asdict(section) for section in self.others],
         }
+
+
+def parts_of(scenario: Scenario) -> int:
+    """How many costs a plan asks for: of jobs, of an evaluation, of each stage with and without checkpointing."""
+    return 2 + 2 * len(scenario.stages)
 
 
 def make_plan(scenario: Scenario, costs: Costs) -> Plan:
