@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aad1.models.checkpoint_io import bundled
+from aad1.models.hub import fetch_wan_folder, is_hub_name
 
 ASSETS = ("text", "vae", "teacher", "state_encoder")
 DISTILLATION = ("ode_init", "dmd_warmup", "adversarial")
@@ -54,5 +55,11 @@ class Workspace:
 
 
 def model_path(model: str) -> Path:
-    """A folder given by path, or the name of a bundled one."""
-    return Path(model) if Path(model).is_dir() or "/" in model else bundled(model)
+    """A folder given by path, the name of a bundled one, or OWNER/NAME on the Hugging Face hub, which is fetched.
+
+    Raises:
+        UserError: when there is none of that name.
+    """
+    if Path(model).is_dir() or "/" not in model:
+        return Path(model) if Path(model).is_dir() else bundled(model)
+    return fetch_wan_folder(model) if is_hub_name(model) else Path(model)

@@ -22,7 +22,11 @@ from aad1.models.conversion import KINDS
 from aad1.models.weights import tensors_of
 
 SHARD = 500 * 10**6
-IMPORTS = "import torch; from aad1.models.checkpoint_io import *; from pathlib import Path; "
+IMPORTS = (
+    "import torch; from pathlib import Path; from aad1.models.loading import whole_model; "
+    "from diffusers import WanTransformer3DModel; from transformers import UMT5EncoderModel; "
+)
+TOUCH = "[p.sum() for p in model.parameters()]"  # what is only mapped costs memory when it is used
 LOADED = {
     "transformer": "whole_model(WanTransformer3DModel, Path({path!r}), {dtype}, 'cpu')",
     "text_encoder": "whole_model(UMT5EncoderModel, Path({path!r}), {dtype}, 'cpu')",
@@ -49,7 +53,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    imports = measured([sys.executable, "-c", IMPORTS]).resident
+    imports = measured([sys.executable, "-c", IMPORTS])
     try:
         for part, load in LOADED.items():
             for stored in ("float32", "bfloat16"):
@@ -61,11 +65,14 @@ def main() -> None:
                 largest = max(file.stat().st_size for file in folder.glob("*.safetensors"))
                 for wanted in (torch.float32, torch.bfloat16):
                     line = load.format(path=str(folder), dtype=wanted)
-                    found = measured([sys.executable, "-c", f"{IMPORTS} model = {line}"])
+                    found = measured([sys.executable, "-c", f"{IMPORTS} model = {line}; {TOUCH}"])
                     allowed = numbers * wanted.itemsize + largest
-                    most, own = ((size - imports) / 1e9 for size in (found.resident, found.anonymous))
+                    most, own = found.resident - imports.resident, found.anonymous - imports.anonymous
                     case = f"{part}, {stored} read as {str(wanted).removeprefix('torch.')}"
-                    print(f"{case}: {most:.2f} GB, {own:.2f} not mapped; allowed {allowed / 1e9:.2f}", flush=True)
+                    print(
+                        f"{case}: {most / 1e9:.2f} GB, {own / 1e9:.2f} not mapped; allowed {allowed / 1e9:.2f}",
+                        flush=True,
+                    )
                 shutil.rmtree(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

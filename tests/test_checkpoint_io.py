@@ -334,7 +334,7 @@ def test_a_full_memory_is_not_blamed_on_the_weights(
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", full)
+    monkeypatch.setattr(WanTransformer3DModel, "to", full)
     with pytest.raises(error):
         open_folder(tiny_folder).transformer(WanTransformer3DModel)
 

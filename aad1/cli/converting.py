@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from aad1.files import write_errors
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import INDEX, read_json, refuse_misfit, whole_folder, write_json
 from aad1.models.conversion import Plan, Terms, plan, write_native_transformer, write_part
+from aad1.models.hub import fetch_native_folder, is_hub_name
 from aad1.models.native_folder import (
     TOKENIZER,
     is_native,
@@ -27,7 +29,7 @@ from aad1.models.native_folder import (
     write_wan_folder,
 )
 from aad1.models.released import GROUPS, KNOWN, STUDENTS
-from aad1.models.weights import tensors_of
+from aad1.models.weights import SUFFIXES, tensors_of
 from aad1.progress import Progress
 from aad1.streaming import check_passes
 from aad1.workspace import model_path
@@ -53,7 +55,10 @@ class Convert:
       aad1 convert models/wan-1.3b --to native -o native/
     """
 
-    source: Annotated[Positional[Path], arg(help="a Wan folder, native or not, or a .pt, .pth or .safetensors file")]
+    given: Annotated[
+        Positional[str],
+        arg(name="source", help="a Wan folder, native or not, a .pt, .pth or .safetensors file, or a native hub id"),
+    ]
     out: Annotated[
         Path | None, arg(aliases=["-o"], help="the folder to make (default: BASE/student for a student)")
     ] = None
@@ -86,8 +91,6 @@ class Convert:
         refuse(extra, Convert)
         if self.shard_gb <= 0:
             raise UserError(f"--shard_gb {self.shard_gb}: use more than 0")
-        if not self.source.exists():
-            raise UserError(f"there is no '{self.source}'; give a folder or file of weights")
         plans, write = self._whole() if self._is_whole else self._alone()
         out = self._out()
         _show(plans)
@@ -101,6 +104,15 @@ class Convert:
             write_json(fresh / REPORT, {"to": self.to, "parts": [one.report.as_json() for one in plans]})
         size = sum(one.report.bytes for one in plans) / 1e9
         say(f"{out}: {size:.2f} GB, and {REPORT} with every name that did not match")
+
+    @cached_property
+    def source(self) -> Path:
+        """Where the weights lie; those of a name on the hub are fetched."""
+        if Path(self.given).exists():
+            return Path(self.given)
+        if is_hub_name(self.given) and not self.given.endswith(SUFFIXES):
+            return fetch_native_folder(self.given)
+        raise UserError(f"there is no '{self.given}'; give a folder or file of weights, or OWNER/NAME on the hub")
 
     @property
     def _is_whole(self) -> bool:

@@ -28,7 +28,7 @@ FINISHED = "what was finished is kept"
 RECIPE_HELP = f"one of {recipes_in_words()} (in {RECIPES}), or a YAML file; any of its values: --section.key VALUE"
 RecipeName = Annotated[str, arg(help=RECIPE_HELP)]
 ResumeFlag = Annotated[bool, arg(help="go on from the last checkpoint")]
-ModelName = Annotated[str, arg(help="a Wan folder, or the name of a bundled one")]
+ModelName = Annotated[str, arg(help="a Wan folder, the name of a bundled one, or OWNER/NAME on the Hugging Face hub")]
 StudentName = Annotated[str, arg(help="a student in that folder, or the folder that a run exported")]
 Device = Annotated[str, arg(help="auto, cpu, or a GPU such as cuda:0")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help="default: bfloat16 on a GPU")]

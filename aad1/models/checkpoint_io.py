@@ -23,10 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -34,8 +32,8 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from aad1.errors import UserError, nearest
 from aad1.files import sync
+from aad1.models.loading import quietly, reading, whole_model
 from aad1.models.text import TextEncoder
-from aad1.models.weights import tensors_of
 
 Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
 
@@ -163,9 +161,9 @@ def open_folder(path: str | Path, *, dtype: torch.dtype = torch.float32, device:
             f"'{path}' is not a Wan folder: it has no {INDEX}; give the folder that holds {', '.join(PARTS)}"
         )
     _settle(path)
-    index = read_json(path / INDEX)
     _check_parts(path)
-    _check_kind(path, index)
+    refuse_kind(path, path / INDEX)
+    _check_classes(path)
     refuse_misfit(path, *(read_json(path / part / "config.json") for part in MODELS))
     return WanFolder(path, dtype, device)
 
@@ -181,16 +179,18 @@ def _check_parts(path: Path) -> None:
         )
 
 
-def _check_kind(path: Path, index: dict[str, Any]) -> None:
-    """Refuse other pipelines: image-to-video Wan, two-transformer Wan and foreign models."""
-    kind = index.get("_class_name")
-    if isinstance(kind, str) and kind not in (
-        PIPELINE,
-        CAUSAL_PIPELINE,
-    ):  # a list names a pipeline file that comes with the folder
-        raise UserError(f"'{path}' is a {kind}; allowed: {PIPELINE} (the image enters as context, so use a T2V model)")
-    if (index.get("transformer_2") or [None])[0] is not None:
-        raise UserError(f"'{path}' splits its noise levels between two transformers; use a model with one")
+def refuse_kind(name: str | Path, index: Path) -> None:
+    """Raise UserError for a model_index.json of another pipeline: image-to-video, two-transformer or foreign."""
+    said = read_json(index)
+    kind = said.get("_class_name")
+    ours = kind in (PIPELINE, CAUSAL_PIPELINE)
+    if isinstance(kind, str) and not ours:  # a list names a pipeline file that comes with the folder
+        raise UserError(f"'{name}' is a {kind}; allowed: {PIPELINE} (the image enters as context, so use a T2V model)")
+    if (said.get("transformer_2") or [None])[0] is not None:
+        raise UserError(f"'{name}' splits its noise levels between two transformers; use a model with one")
+
+
+def _check_classes(path: Path) -> None:
     for part, allowed in MODELS.items():
         config = read_json(path / part / "config.json")
         name = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
@@ -230,61 +230,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"'{path}' does not hold a JSON object")
     return found
-
-
-def whole_model(cls: Any, path: Path, dtype: torch.dtype, device: str, **config: Any) -> Any:
-    """Load a part, each tensor cast and moved as its shard is read; ``config`` overrides entries of its config.json.
-
-    So the host holds no more than the model in ``dtype`` and one shard, and only the shard when ``device`` is a GPU.
-
-    Raises:
-        UserError: when the files lack weights that the config asks for, or the reverse, or cannot be read.
-    """
-    key = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
-    with _quietly(), reading(path):
-        _refuse_misnamed(cls, path, config)
-        return cls.from_pretrained(path, local_files_only=True, device_map={"": device}, **{key: dtype}, **config)
-
-
-def _refuse_misnamed(cls: Any, path: Path, config: Mapping[str, Any]) -> None:
-    """Compare names before anything is read: libraries invent what is missing, or fail on it in other words."""
-    with torch.device("meta"):
-        if issubclass(cls, ModelMixin):
-            model = cls.from_config(cls.load_config(path), **config)
-        else:
-            model = cls(cls.config_class.from_pretrained(path, local_files_only=True))
-    tied = set(getattr(cls, "_tied_weights_keys", None) or ())
-    wanted, found = (set(names) - tied for names in (model.state_dict(), tensors_of(path)))
-    for what, names in (("missing", wanted - found), ("unexpected", found - wanted)):
-        if names:
-            raise ValueError(f"its config.json does not fit its weights: {len(names)} {what}, such as {min(names)}")
-
-
-@contextmanager
-def reading(part: Path) -> Iterator[None]:
-    """Damaged or foreign weights become a UserError; the libraries raise a dozen kinds of errors for them."""
-    try:
-        yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):  # said already, or nothing is wrong with the weights
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read '{part}' ({reason}); download or export it again") from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Load without the libraries' progress bars and warnings, and leave their settings as they were."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    spoken = diffusers.utils.logging.get_verbosity()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()  # what it warns of when loading is refused
-    try:
-        yield
-    finally:
-        diffusers.utils.logging.set_verbosity(spoken)
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
 
 
 # --- hashing ---------------------------------------------------------------------------------
@@ -472,7 +417,7 @@ def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: boo
 
 def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
     """Save a part; where it was read from stays out of its config, which travels to other machines."""
-    with _quietly():
+    with quietly():
         part.save_pretrained(folder)
     if not isinstance(part, nn.Module):
         return

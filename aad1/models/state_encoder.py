@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from aad1.data.world import HUES, SHAPES
 from aad1.errors import UserError
-from aad1.models.checkpoint_io import bundled, whole_model
+from aad1.models.checkpoint_io import bundled
+from aad1.models.loading import whole_model
 
 WINDOW = 17  # frames: a chunk of 16 and the frame before it, so that neighbouring windows share one frame
 STEP = WINDOW - 1

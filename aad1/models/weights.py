@@ -23,7 +23,7 @@ from aad1.errors import UserError
 
 PICKLED = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
-MAPPED = 2**30
+MAPPED = 2**28
 SHARD = 5 * 10**9  # bytes of weights in a file, as diffusers and transformers have it
 TYPES = {  # safetensors' names
     "F64": torch.float64,
