@@ -133,11 +133,11 @@ def cut_in_the_middle(path: Path) -> Path:
 
 
 def huge(path: Path) -> Path:
-    """A GIF whose header claims pictures of 65,000 x 65,000 pixels."""
+    """A GIF whose header claims pictures of 6000 x 6000 pixels."""
     picture = Image.new("L", (SIDE, SIDE))
     picture.save(path, "GIF", save_all=True, append_images=[Image.new("L", (SIDE, SIDE), 9)])
     data = path.read_bytes()
-    path.write_bytes(data[:6] + struct.pack("<HH", 65_000, 65_000) + data[10:])
+    path.write_bytes(data[:6] + struct.pack("<HH", 6000, 6000) + data[10:])
     return path
 
 
@@ -153,7 +153,7 @@ BROKEN = [
     (header_alone, "broken: it "),
     (unknown_codec, "broken: its codec is unknown here; write it again as H.264"),
     (without_its_end, "broken: it cannot be decoded (Invalid data"),
-    (huge, "broken: its pictures are too large: 65000x65000"),
+    (huge, "broken: its pictures are too large: 6000x6000"),
     (lambda path: path, "broken: the file does not exist"),
     (lambda path: path.mkdir() or path, "broken: the file does not exist"),
 ]
@@ -185,11 +185,11 @@ def test_a_damaged_frame_is_not_learnt_from(tmp_path: Path) -> None:
 
 
 def test_uneven_times_are_followed_also_from_the_middle(tmp_path: Path) -> None:
-    times = [0, 100, 500, 600, 900, 1000, 1600, 2000, 2100, 2500]
+    times = [0, 100, 500, 600, 900, 1000, 1700, 2000, 2100, 2500]
     path = write(tmp_path / "a.mkv", grey(range(0, 250, 25)), times=times, gop=3)
     whole, later = take(path, fps=5, frames=11), take(path, fps=5, frames=4, start=1.5)
     chosen = [[round(v / 25) for v in picked.frames.mean(axis=(1, 2, 3))] for picked in (whole, later)]
-    assert chosen[0] == [0, 1, 2, 3, 4, 5, 5, 6, 6, 7, 7]  # 0 .2 .4 .6 .8 1.0 1.2 1.4 1.6 1.8 2.0 s
+    assert chosen[0] == [0, 1, 2, 3, 4, 5, 5, 6, 6, 6, 7]  # 0 .2 .4 .6 .8 1.0 1.2 1.4 1.6 1.8 2.0 s
     assert chosen[1] == [6, 6, 7, 8]  # 1.5 1.7 1.9 2.1 s
 
 
