@@ -430,7 +430,7 @@ def test_a_source_of_few_frames_has_no_cuts() -> None:
 def test_noise_is_no_motion() -> None:
     noise = np.random.default_rng(0).normal(128, 8, (8, 512, 512, 3)).clip(0, 255).astype(np.uint8)
     assert motion_energy(noise).mean() > 0.03
-    assert motion_energy(reduced(noise)).mean() < 0.006
+    assert motion_energy(reduced(noise)).mean() < 0.3 * motion_energy(noise).mean()
     assert np.array_equal(reduced(noise[:, :100, :100]), noise[:, :100, :100])
 
 
