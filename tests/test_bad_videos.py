@@ -443,8 +443,9 @@ def test_every_clip_of_the_world_passes_what_the_guide_recommends() -> None:
 
 def test_facts_are_plain_values(long: Path) -> None:
     facts = take(long, fps=8).facts
-    assert facts | {"motion": 0, "jump": 0} == {
-        "seconds": 10.0, "start": 0.0, "source_fps": 8.0, "source_size": [SIDE, SIDE], "motion": 0, "jump": 0
+    assert facts | {"motion": 0, "jump": 0, "jump_step": 0} == {
+        "seconds": 10.0, "start": 0.0, "source_fps": 8.0, "source_size": [SIDE, SIDE], "motion": 0, "jump": 0,
+        "jump_step": 0,
     }  # fmt: skip
 
 
