@@ -231,7 +231,9 @@ class Assembly:
             wanted = (("train", data.clips), ("val", data.validation))
             training, held_out = (world_clips(split, count, data.frames, track) for split, count in wanted)
             return training, held_out
-        found = file_clips(find_clips(data.source), sizes=[data.size], fps=data.fps, frames=data.frames)
+        found = file_clips(
+            find_clips(data.source), sizes=[data.size], fps=data.fps, frames=data.frames, selection=data.selection
+        )
         if len(found) <= data.validation:
             raise UserError(
                 f"{data.source} has {len(found)} clips and data.validation holds out {data.validation}; "

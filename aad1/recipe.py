@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from aad1.data.selection import WHATEVER, Selection
 from aad1.errors import UserError, nearest
 from aad1.flow import are_pass_levels
 from aad1.limits import Count, Natural, Positive, Seed, Sides
@@ -51,10 +52,10 @@ class NewFolder:
 class Data:
     """What the stages learn from.
 
-    source: ``world`` (or one track of it, ``world:determined`` or ``world:free``), or a folder, CSV or JSONL of
-    videos with captions; clips and validation: how many
-    (of a user's own source the first ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
-    size: height and width in pixels; batch: clips encoded at once.
+    source: ``world`` (or one track of it, ``world:determined`` or ``world:free``), or videos with captions: a folder, a
+    CSV, JSONL or Parquet list, WebDataset tars or ``hf:owner/name``; selection: which of their clips are wanted;
+    clips and validation: how many (of a user's own source the first ``validation`` are held out); frames: 1 + 4n
+    pixel frames a clip; size: height and width in pixels; batch: clips encoded at once.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Data:
     fps: Positive
     size: Sides
     batch: Count = 4
+    selection: Selection = WHATEVER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ ORDER = (
     "assembly",
     "streaming",
     "evaluation",
+    "inspection",
     "reproduction",
     "demo",
     "serve",
