@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, arg
 
-from aad1.cli.options import Device, Group, RecipeName, at_least, recipe_of, say
+from aad1.cli.options import Device, RecipeName, at_least, recipe_of, say
 from aad1.data.clips import read_clip
 from aad1.data.entries import ClipError
 from aad1.data.latents import MANIFEST, LatentStore
@@ -28,7 +28,7 @@ from aad1.workspace import Workspace, model_path
 
 
 @dataclass(frozen=True)
-class InspectData:
+class DataCommand:
     """Look at videos before you train on them: random clips as a model would see them, histograms, what is left out.
 
     Of a source (a folder, a .csv, .jsonl or .parquet list, WebDataset tars, hf:owner/name) a random sample is read as
@@ -42,6 +42,7 @@ class InspectData:
       aad1 data inspect runs/tiny --model tiny -o runs/tiny/page.html
     """
 
+    what: Positional[Literal["inspect"]]
     source: Positional[Annotated[str, arg(metavar="SOURCE_OR_STORE")]]
     recipe: RecipeName = "tiny"
     out: Annotated[Path, arg(aliases=["-o"], help="the page (.html), or a folder for it")] = Path("runs/data")
@@ -124,10 +125,3 @@ def _read_again(store: LatentStore, recipe: Recipe) -> FramesOf:
             return None
 
     return frames
-
-
-@dataclass(frozen=True)
-class DataCommand(Group):
-    """Look at what a model is to learn from."""
-
-    command: Annotated[Annotated[InspectData, subcommand("inspect", prefix_name=False)], arg(name="")]
