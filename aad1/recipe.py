@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from aad1.data.selection import Selection
+from aad1.data.selection import WHATEVER, Selection
 from aad1.data.store import MOST_BUCKETS
 from aad1.errors import UserError, nearest
 from aad1.flow import are_pass_levels
@@ -54,12 +54,12 @@ class NewFolder:
 class Data:
     """What the stages learn from.
 
-    source: ``world`` (or one track of it, ``world:determined`` or ``world:free``), or a folder, list, table, tars or
-    dataset of videos with captions (`aad1 data inspect --help` says which); clips and validation: how many
-    (of a user's own source the first ``validation`` are held out); frames: 1 + 4n pixel frames a clip;
-    size: height and width in pixels; batch: clips encoded at once; buckets: picture sizes of training clips, of which
-    each gets the nearest in shape (empty: ``size`` alone, which is also that of held-out clips and of the student);
-    selection: which clips of which videos are taken.
+    source: ``world`` (or one track of it, ``world:determined`` or ``world:free``), or videos with captions: a folder, a
+    CSV, JSONL or Parquet list, WebDataset tars or ``hf:owner/name``; selection: which of their clips are wanted;
+    clips and validation: how many (of a user's own source the first ``validation`` are held out); frames: 1 + 4n
+    pixel frames a clip; size: height and width in pixels; batch: clips encoded at once; buckets: picture sizes of
+    training clips, of which each gets the nearest in shape (empty: ``size`` alone, which is also that of held-out
+    clips and of the student).
     """
 
     source: str
@@ -70,7 +70,7 @@ class Data:
     size: Sides
     batch: Count = 4
     buckets: Annotated[tuple[Sides, ...], Field(max_length=MOST_BUCKETS)] = ()
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection = WHATEVER
 
     def __post_init__(self) -> None:
         if self.buckets and (self.size not in self.buckets or len(set(self.buckets)) < len(self.buckets)):

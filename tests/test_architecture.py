@@ -31,6 +31,7 @@ ORDER = (
     "streaming",
     "evaluation",
     "exporting",
+    "inspection",
     "reproduction",
     "demo",
     "serve",

@@ -21,6 +21,7 @@ import tyro
 from tyro.conf import arg, subcommand
 
 from aad1.cli.converting import Convert
+from aad1.cli.data import DataCommand
 from aad1.cli.doctor import Doctor
 from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.exporting import Export
@@ -65,6 +66,7 @@ Command = (
     Annotated[DemoCommand, subcommand("demo")]
     | Annotated[New, subcommand("new")]
     | Annotated[Prepare, subcommand("prepare")]
+    | Annotated[DataCommand, subcommand("data")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Generate, subcommand("generate")]

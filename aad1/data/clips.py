@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -60,22 +61,37 @@ def read_clip(
     For each time the decoded frame nearest to it is taken. Raises ClipError for anything wrong with the file or its
     caption ("broken"), and for what the selection does not want ("filtered").
     """
+    facts: dict[str, Any] = {}
+    try:
+        picture = _picture(clip, sizes, fps, frames, selection, facts)
+        facts |= _motion(picture)
+        _refuse_motion(clip, facts, fps, selection)
+    except ClipError as error:
+        error.facts = facts
+        raise
+    return Picked(picture, facts)
+
+
+def _picture(
+    clip: ClipFile, sizes: Sequence[Size], fps: float, frames: int, selection: Selection, facts: dict[str, Any]
+) -> NDArray[np.uint8]:
+    """The clip's frames [frames, height, width, 3]; what is learnt on the way about their source goes into facts."""
     if clip.problem:
         raise ClipError(clip.path, clip.problem, clip.kind)
     with opened(clip.path, clip.inside) as video:
+        facts |= {"source_fps": round(video.fps, 3), "source_size": list(video.size)}
         span = _span(clip, video)
+        facts["seconds"] = round(span, 3)
         _refuse_video(clip, video, span, selection)
         start = clip.start + _place(clip, span, frames / fps, selection)
+        facts["start"] = round(start, 3)
         size = nearest_size(*video.size, sizes)
         most = frames if clip.end is None else min(frames, int((clip.end - start) * fps + NEARLY))
         shown = _resampled(video.frames(start), start, fps, most)
         found = [fit_image(upright(frame, video.aspect), size) for frame in shown]
-        if len(found) < frames:
-            raise _too_short(clip, len(found), frames, fps, clip.start + span - start)
-    where = {"seconds": round(span, 3), "start": round(start, 3)}
-    source = {"source_fps": round(video.fps, 3), "source_size": list(video.size)}
-    picture = np.stack(found)
-    return Picked(picture, {**where, **source, **_moving(clip, picture, fps, selection)})
+    if len(found) < frames:
+        raise _too_short(clip, len(found), frames, fps, clip.start + span - start)
+    return np.stack(found)
 
 
 def _span(clip: ClipFile, video: Video) -> float:
@@ -118,12 +134,19 @@ def _too_short(clip: ClipFile, found: int, frames: int, fps: float, promised: fl
     return ClipError(clip.path, f"too short: {found} of the {frames} frames needed at {fps:g} fps", "filtered")
 
 
-def _moving(clip: ClipFile, frames: NDArray[np.uint8], fps: float, selection: Selection) -> Facts:
-    """The motion of a clip that moves as the selection wants it."""
+def _motion(frames: NDArray[np.uint8]) -> dict[str, float | int]:
+    """motion, the largest jump, and the frame step that it is; nothing of a single frame."""
     if len(frames) < 2:
         return {}
     energy = motion_energy(reduced(frames))
-    motion, (jump, step) = float(energy.mean()), largest_jump(energy)
+    jump, step = largest_jump(energy)
+    return {"motion": round(float(energy.mean()), 5), "jump": round(jump, 2), "jump_step": step}
+
+
+def _refuse_motion(clip: ClipFile, facts: Facts, fps: float, selection: Selection) -> None:
+    motion, jump, step = (facts.get(name) for name in ("motion", "jump", "jump_step"))
+    if motion is None or jump is None or step is None:
+        return
     reason = ""
     if motion < selection.min_motion:
         reason = f"moves {motion:.2g} of the {selection.min_motion:g} wanted"
@@ -133,7 +156,6 @@ def _moving(clip: ClipFile, frames: NDArray[np.uint8], fps: float, selection: Se
         reason = f"jumps {(step + 1) / fps:.2f} s after its beginning, {jump:.1f} times as much as around it"
     if reason:
         raise ClipError(clip.path, reason, "filtered")
-    return {"motion": round(motion, 5), "jump": round(jump, 2)}
 
 
 def _resampled(timed: Timed, start: float, fps: float, frames: int) -> Iterator[av.VideoFrame]:

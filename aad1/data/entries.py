@@ -29,11 +29,15 @@ BYTE_ORDER_MARKS = {
 
 
 class ClipError(Exception):
-    """One clip cannot be used: ``path`` says which, ``reason`` why, ``kind`` whether it is broken or not wanted."""
+    """One clip cannot be used: ``path`` says which, ``reason`` why, ``kind`` whether it is broken or not wanted.
+
+    ``facts``: what was found out about the clip before.
+    """
 
     def __init__(self, path: Path, reason: str, kind: Kind = "broken") -> None:
         super().__init__(f"{path}: {reason}")
         self.path, self.reason, self.kind = path, reason, kind
+        self.facts: dict[str, Any] = {}
 
 
 class Inside(Protocol):

@@ -58,7 +58,8 @@ class Picked:
     """A clip as it is used: frames uint8 [frames, height, width, 3], and facts for its row.
 
     Facts of a video's clip: seconds (of the video, or of the part of it that a list names), start (of the clip in
-    the video, s), source_fps, source_size (height and width, upright, square pixels), motion, jump.
+    the video, s), source_fps, source_size (height and width, upright, square pixels), motion, jump and jump_step (the
+    largest jump, and the frame step that it is).
     """
 
     frames: NDArray[np.uint8]

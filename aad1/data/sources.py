@@ -135,8 +135,7 @@ def _apart(clips: Iterable[ClipFile]) -> Iterator[ClipFile]:
         place = (os.path.normpath(clip.path), clip.inside, clip.start, clip.end, clip.caption)
         first = seen.setdefault(place, name)
         if first != name and not clip.problem:
-            yield replace(
-                clip, name=name, problem=f"listed before: the same clip and caption as {first}", kind="filtered"
-            )
+            problem = f"listed before: the same clip and caption as {first}"
+            yield replace(clip, name=name, problem=problem, kind="filtered")
         else:
             yield clip if name == clip.name else replace(clip, name=name)

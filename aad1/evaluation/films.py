@@ -7,8 +7,10 @@ of which a page cuts out and draws. Large videos are made smaller and long ones 
 from __future__ import annotations
 
 import io
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +73,31 @@ def make_film(frames: Frames, fps: float, coding: Coding) -> Film:
     if len(kept) < across * down:
         across = min(across, -(-len(kept) // -(-len(kept) // across)))
         down = -(-len(kept) // across)
-    sheets = tuple(_webp(sheet, coding) for sheet in _sheets(kept, across, down))
-    return Film(sheets, size, (height, width), across, down, total, step, fps)
+    drawn = tuple(_webp(sheet, coding) for sheet in _sheets(kept, across, down))
+    return Film(drawn, size, (height, width), across, down, total, step, fps)
+
+
+def described(film: Film) -> dict[str, Any]:
+    """What a page's script needs to draw a film."""
+    return {
+        "height": film.size[0],
+        "width": film.size[1],
+        "full": f"{film.full[1]}x{film.full[0]}",
+        "across": film.across,
+        "down": film.down,
+        "frames": film.frames,
+        "step": film.step,
+        "fps": film.fps,
+        "sheets": len(film.sheets),
+    }
+
+
+def sheets(number: int, film: Film) -> str:
+    """The sheets of a page's film ``number`` as elements that hold them."""
+    return "".join(
+        f'<script type="text/plain" id="film-{number}-{sheet}">{b64encode(data).decode()}</script>'
+        for sheet, data in enumerate(film.sheets)
+    )
 
 
 def fitting(videos: Iterable[tuple[Frames, float]], count: int, budget: float) -> Coding:

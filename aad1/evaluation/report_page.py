@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from aad1.evaluation.chart import Chart, Line, marks
-from aad1.evaluation.films import Film
+from aad1.evaluation.films import described, sheets
 from aad1.evaluation.markup import embedded, facts, figure, filled, listed, measures_table
 from aad1.evaluation.reel import Reel, by_row, is_bound, make_reel, primary, worst_first
 from aad1.evaluation.report import Column, Curves, Report, Table
@@ -60,7 +59,7 @@ def render(report: Report, reel: Reel) -> str:
         "frames": escape(reel.words),
         "made": facts([*report.made.items(), *((f"asked for: {k}", _plain(v)) for k, v in report.protocol.items())]),
         "data": embedded(_data(report, reel, styles)),
-        "films": "".join(_sheets(number, film) for number, film in enumerate(reel.films.values())),
+        "films": "".join(sheets(number, film) for number, film in enumerate(reel.films.values())),
         "clips": "" if report.clips else "hidden",
         "curves": "" if report.curves else "hidden",
     }
@@ -149,7 +148,7 @@ def _data(report: Report, reel: Reel, styles: Mapping[str, str]) -> dict[str, An
         "protocols": protocols,
         "measures": [{"label": c.label, "ideal": c.ideal, "legend": c.legend} for c in columns],
         "primary": columns.index(first) if first else 0,
-        "films": [_film(film) for film in reel.films.values()],
+        "films": [described(film) for film in reel.films.values()],
         "clips": [
             {
                 "model": models.index(clip.model),
@@ -179,24 +178,3 @@ def _ranks(report: Report, columns: Sequence[Column]) -> list[list[int]]:
             for rank, index in enumerate(worst_first(report.clips, indices, column)):
                 ranks[index][number] = rank
     return ranks
-
-
-def _film(film: Film) -> dict[str, Any]:
-    return {
-        "height": film.size[0],
-        "width": film.size[1],
-        "full": f"{film.full[1]}x{film.full[0]}",
-        "across": film.across,
-        "down": film.down,
-        "frames": film.frames,
-        "step": film.step,
-        "fps": film.fps,
-        "sheets": len(film.sheets),
-    }
-
-
-def _sheets(number: int, film: Film) -> str:
-    return "".join(
-        f'<script type="text/plain" id="film-{number}-{sheet}">{b64encode(data).decode()}</script>'
-        for sheet, data in enumerate(film.sheets)
-    )

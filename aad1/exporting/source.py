@@ -17,7 +17,8 @@ from safetensors import safe_open
 from aad1.errors import UserError
 from aad1.evaluation.report import Report, read_report
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import WanFolder, open_folder, reading, recast, write_json
+from aad1.models.checkpoint_io import WanFolder, open_folder, recast, write_json
+from aad1.models.loading import reading
 from aad1.streaming.student import student_folder
 from aad1.workspace import model_path
 
