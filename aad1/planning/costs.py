@@ -185,8 +185,9 @@ def _as_it_computes(ledger: Ledger, owners: Mapping[str, nn.Module], manner: Man
     """Precision, checkpointing, and whose keys and values are context."""
     for module in owners.values():
         for model in _transformers(module):
-            cast(module, DTYPES[manner.precision])
-            ledger.claim(COMPUTING, module.parameters(), anew=manner.precision != "float32")
+            if manner.precision != "float32":  # as they are: a frozen backbone may be of half precision itself
+                cast(module, DTYPES[manner.precision])
+                ledger.claim(COMPUTING, module.parameters())
             if manner.checkpointing:
                 model.enable_gradient_checkpointing()
             _claim_contexts(ledger, model)
@@ -263,7 +264,7 @@ def evaluation_cost(recipe: Recipe, configs: Configs, precision: Precision, clip
     assembly = BareAssembly(shown, NOWHERE, configs=configs)
     with without_contents() as ledger, torch.no_grad():
         student = assembly.student("")
-        cast(student, DTYPES[precision])
+        cast(student, DTYPES[precision])  # it learns, so it is float32 where nothing is cast
         _claim_contexts(ledger, student)
         ledger.claim(WEIGHTS, _tensors_of([student, assembly.vae]))
         ledger.begin()
