@@ -14,9 +14,9 @@ from aad1.cli.options import Device, RecipeName, at_least, recipe_of, say
 from aad1.data.clips import read_clip
 from aad1.data.entries import ClipError
 from aad1.data.latents import LatentStore
-from aad1.data.store import MANIFEST
 from aad1.data.media import tensor_to_video
 from aad1.data.sources import find_clips
+from aad1.data.store import MANIFEST
 from aad1.errors import UserError
 from aad1.inspection.findings import Findings
 from aad1.inspection.looking import Frames, FramesOf, Look, look_at_source, look_at_store
