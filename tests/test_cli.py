@@ -697,7 +697,7 @@ def generate(student: Path | str, model: Path, out: Path) -> list[str]:
 def test_a_student_without_weights(mistake: Mistakes, tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder / "transformer", tmp_path / "student")
     (tmp_path / "student" / "diffusion_pytorch_model.safetensors").unlink()
-    assert "cannot read" in mistake(generate(tmp_path / "student", tiny_folder, tmp_path / "a.mp4"))
+    assert "has no weights" in mistake(generate(tmp_path / "student", tiny_folder, tmp_path / "a.mp4"))
 
 
 def test_a_student_whose_config_is_not_that_of_its_weights(
