@@ -25,7 +25,7 @@ from aad1.models.names import native_names
 from aad1.models.released import KNOWN, save_self_forcing
 from aad1.models.weights import Made, tensors_of, write_shards
 
-STUDENT = ("--like", "self-forcing", "--head_dim", "16")
+STUDENT = ("--like", "self-forcing", "--head-dim", "16")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory, tiny_text: Any) -> Path:
 def native(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the native layout, its transformer in several files."""
     path = tmp_path_factory.mktemp("native") / "wan"
-    assert main(["convert", str(wan), "--to", "native", "--shard_gb", "0.0001", "-o", str(path)]) == 0
+    assert main(["convert", str(wan), "--to", "native", "--shard-gb", "0.0001", "-o", str(path)]) == 0
     return path
 
 
@@ -181,7 +181,7 @@ def test_our_own_export_comes_back(tmp_path: Path) -> None:
     model = build_tiny_transformer(seed=4)
     save_self_forcing(model, tmp_path / "g.pt")
     assert (
-        run(tmp_path / "g.pt", "--like", "aad1", "--head_dim", "16", "--passes", "1", "0.5", "-o", tmp_path / "s") == 0
+        run(tmp_path / "g.pt", "--like", "aad1", "--head-dim", "16", "--passes", "1", "0.5", "-o", tmp_path / "s") == 0
     )
     assert equal(weights_in(tmp_path / "s"), dict(model.state_dict()))
     config = json.loads((tmp_path / "s" / "config.json").read_text())
@@ -240,7 +240,7 @@ def test_adapters_are_merged_into_their_base(form: str, wan: Path, tmp_path: Pat
     pairs, expected = adapters_for(model, form)
     torch.save({"generator_lora": pairs}, tmp_path / "lora.pt")
     save_self_forcing(model, tmp_path / "base.pt")
-    alpha = ("--lora_alpha", "8") if form == "peft" else ()
+    alpha = ("--lora-alpha", "8") if form == "peft" else ()
     assert run(tmp_path / "base.pt", "--lora", tmp_path / "lora.pt", *alpha, *STUDENT, "-o", tmp_path / "a") == 0
     assert run(tmp_path / "lora.pt", "--base", wan, *alpha, *STUDENT, "-o", tmp_path / "b") == 0
     for out in ("a", "b"):
@@ -363,7 +363,7 @@ def test_weights_that_do_not_match_are_refused(
     weights = native_weights(build_tiny_transformer())
     change(weights)
     torch.save(weights, tmp_path / "w.pth")
-    assert message in refused(capsys, tmp_path / "w.pth", "--head_dim", "16", "-o", tmp_path / "out")
+    assert message in refused(capsys, tmp_path / "w.pth", "--head-dim", "16", "-o", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"w.pth"}
 
 
@@ -374,7 +374,7 @@ def test_a_partial_match_is_completed_from_the_base_when_told(
     without_a_layer(weights)
     weights["extra.bias"] = torch.zeros(1)
     torch.save(weights, tmp_path / "w.pth")
-    partial = (tmp_path / "w.pth", "--head_dim", "16", "--allow_partial", "-o", tmp_path / "out")
+    partial = (tmp_path / "w.pth", "--head-dim", "16", "--allow-partial", "-o", tmp_path / "out")
     assert "there is no --base to take it from" in refused(capsys, *partial)
     assert run(*partial, "--base", wan) == 0
     found, base = weights_in(tmp_path / "out"), weights_in(wan / "transformer")
@@ -447,8 +447,8 @@ def test_what_is_there_is_not_replaced_unasked(wan: Path, tmp_path: Path, capsys
     assert "holds the source" in refused(capsys, copy, "-o", copy, "--overwrite")
     assert "say with -o" in refused(capsys, copy)
     assert "--like is for a single transformer" in refused(capsys, copy, "--like", "aad1", "-o", tmp_path / "out")
-    assert "give --num_frames_per_block" in refused(
-        capsys, tmp_path / "g.pt", "--head_dim", "16", "-o", tmp_path / "out"
+    assert "give --num-frames-per-block" in refused(
+        capsys, tmp_path / "g.pt", "--head-dim", "16", "-o", tmp_path / "out"
     )
     assert "noise levels must begin at 1" in refused(
         capsys, tmp_path / "g.pt", *STUDENT, "--passes", "0.5", "-o", tmp_path / "out"

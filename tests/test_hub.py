@@ -81,7 +81,10 @@ def test_a_native_repository_says_convert(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_a_network_there_is_one_clear_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The real client, told to stay offline (see conftest)."""
-    for words in (["bench", "--model", "no-one/nothing"], ["convert", "no-one/nothing", "-o", str(tmp_path / "out")]):
+    for words in (
+        ["bench", "stream", "--model", "no-one/nothing"],
+        ["convert", "no-one/nothing", "-o", str(tmp_path / "out")],
+    ):
         assert main(words) == 2
         line = capsys.readouterr().err.strip()
         assert "'no-one/nothing' is not a folder here, and cannot be fetched from the hub: the hub cannot be" in line

@@ -51,7 +51,7 @@ class Convert:
     For example:
       aad1 convert Wan2.1-T2V-1.3B -o models/wan-1.3b
       aad1 convert self_forcing_dmd.pt --like self-forcing --base models/wan-1.3b -o models/wan-1.3b/student
-      aad1 convert base.pt --lora lora.pt --lora_alpha 256 --like reward-forcing --local_attn_size 12 -o student/
+      aad1 convert base.pt --lora lora.pt --lora-alpha 256 --like reward-forcing --local-attn-size 12 -o student/
       aad1 convert models/wan-1.3b --to native -o native/
     """
 
@@ -90,7 +90,7 @@ class Convert:
         """Plan, say what matches, write."""
         refuse(extra, Convert)
         if self.shard_gb <= 0:
-            raise UserError(f"--shard_gb {self.shard_gb}: use more than 0")
+            raise UserError(f"--shard-gb {self.shard_gb}: use more than 0")
         plans, write = self._whole() if self._is_whole else self._alone()
         out = self._out()
         _show(plans)
@@ -190,7 +190,7 @@ class Convert:
         settings = {**kept, **(KNOWN[self.like] if self.like else {}), **given}
         if not settings and not generator:
             return {}
-        if lacking := [f"--{key}" for key in KNOWN["aad1"] if key not in settings]:
+        if lacking := [f"--{key.replace('_', '-')}" for key in KNOWN["aad1"] if key not in settings]:
             raise UserError(
                 f"'{self.source}' is a student, and no file of weights says how it streams: give {', '.join(lacking)}, "
                 f"or --like {', '.join(KNOWN)}"

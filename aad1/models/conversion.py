@@ -223,7 +223,7 @@ def _refuse_partial(part: str, missing: list[str], unexpected: list[str], wanted
     ]
     raise UserError(
         f"of the {wanted} tensors of the {part}, {wanted - len(missing)} match: {' and '.join(what)}; "
-        "--allow_partial leaves out what is unexpected and takes what is missing from --base"
+        "--allow-partial leaves out what is unexpected and takes what is missing from --base"
     )
 
 

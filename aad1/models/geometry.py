@@ -44,7 +44,7 @@ def transformer_config(shapes: Shapes, head_dim: int = HEAD_DIM) -> dict[str, An
     _, freq_dim = _shape(shapes, "condition_embedder.time_embedder.linear_1.weight")
     ffn_dim, _ = _shape(shapes, "blocks.0.ffn.net.0.proj.weight")
     if head_dim < 1 or dim % head_dim or outputs % prod(patch):
-        raise UserError(f"a width of {dim} is no multiple of the heads' {head_dim}; give the right --head_dim")
+        raise UserError(f"a width of {dim} is no multiple of the heads' {head_dim}; give the right --head-dim")
     return {
         "patch_size": tuple(patch),
         "num_attention_heads": dim // head_dim,

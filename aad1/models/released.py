@@ -121,7 +121,7 @@ def _configured_alpha(file: Path) -> float:
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(
             f"'{file}' holds low-rank adapters without their alpha, and no adapter_config.json lies beside it; "
-            "give --lora_alpha (LongLive's is 256, peft's own default 8)"
+            "give --lora-alpha (LongLive's is 256, peft's own default 8)"
         ) from None
 
 
