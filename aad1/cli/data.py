@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from tyro.conf import Positional, arg
@@ -80,9 +80,10 @@ class DataCommand:
             return look_at_store(store, self._frames_of(store, recipe), look, asked)
         if self.model:
             raise UserError(f"--model decodes the clips of a prepared store, and {self.source} is none; leave it out")
-        wanted = {f"data.{name}": str(value) for name, value in without_defaults(recipe)["data"].items()}
-        own = {name: value for name, value in wanted.items() if name not in ("data.source", "data.clips")}
-        return look_at_source(Path(self.source).name, find_clips(self.source), look, asked | own)
+        wanted = without_defaults(recipe)["data"]
+        values = {"size": list(data.size), "fps": data.fps, "frames": data.frames, **_under(wanted, "selection")}
+        asked |= {f"data.{name}": str(value) for name, value in values.items()}
+        return look_at_source(Path(self.source).name, find_clips(self.source), look, asked)
 
     def _frames_of(self, store: LatentStore, recipe: Recipe) -> FramesOf:
         """How a store's clips are shown: decoded by the model, or read again from the recipe's source."""
@@ -100,6 +101,11 @@ class DataCommand:
             return tensor_to_video(decode_video(vae, latents))[0]
 
         return frames
+
+
+def _under(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The values of a section of a recipe, by their names within it; none where it is not there."""
+    return {f"{section}.{name}": value for name, value in values.get(section, {}).items()}
 
 
 def _store_of(path: Path) -> LatentStore | None:

@@ -49,13 +49,13 @@ class Measure:
 
 
 MEASURES = (
-    Measure("seconds", "Length", "s", "seconds of the video, or of the part of it that is listed"),
-    Measure("motion", "Motion", "", "mean change of a pixel from frame to frame, in [0, 1]: 0.001 is at rest"),
-    Measure("jump", "Largest jump", "x", "how many times as much as around it one frame step changes: cuts are over 8"),
-    Measure("source_fps", "Frame rate", "fps", "frames a second of the file"),
-    Measure("short_side", "Shorter side", "px", "of the file's pictures: smaller ones are enlarged"),
-    Measure("aspect", "Aspect", "", "width over height of the file's pictures"),
-    Measure("caption_words", "Caption", "words", "words of the caption"),
+    Measure("seconds", "Length", "s", "Seconds of the video, or of the part of it that is listed"),
+    Measure("motion", "Motion", "", "Mean change of a pixel from frame to frame, in [0, 1]: 0.001 is at rest"),
+    Measure("jump", "Largest jump", "x", "How many times as much as around it one frame step changes: cuts are over 8"),
+    Measure("source_fps", "Frame rate", "fps", "Frames a second of the file"),
+    Measure("short_side", "Shorter side", "px", "Of the file's pictures: smaller ones are enlarged"),
+    Measure("aspect", "Aspect", "", "Width over height of the file's pictures"),
+    Measure("caption_words", "Caption", "words", "Words of the caption"),
 )
 
 

@@ -86,7 +86,7 @@ def _chart(findings: Findings, measure: Measure) -> str:
     words = measure.words
     if values:
         known = spread(values)
-        words = f"median {known['median']:.3g}, 5 to 95 %: {known['p05']:.3g} to {known['p95']:.3g}. {words}"
+        words += f"; median {known['median']:.3g}, 5 to 95 %: {known['p05']:.3g} to {known['p95']:.3g}"
     return (
         f'<figure class="chart"><h3>{escape(measure.title)}</h3>{histogram.svg()}'
         f"<figcaption>{escape(words)}</figcaption></figure>"
