@@ -267,6 +267,28 @@ def test_wrapped_peft_layers_merge_with_the_weights_beside_them(tmp_path: Path) 
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
+def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, _ = adapters_for(build_tiny_transformer(), "peft")
+    save_self_forcing(build_tiny_transformer(), tmp_path / "base.pt")
+    words = (tmp_path / "base.pt", *STUDENT, "--lora", tmp_path / "lora.pt", "-o", tmp_path / "out")
+
+    def refusal(pairs: dict[str, Tensor], *more: str) -> str:
+        torch.save({"generator_lora": pairs}, tmp_path / "lora.pt")
+        return refused(capsys, *words, *more)
+
+    assert "without their alpha, and no adapter_config.json" in refusal(pairs)
+    elsewhere = {name.replace("blocks.0", "blocks.9"): tensor for name, tensor in pairs.items()}
+    assert "belongs to no weight of this model" in refusal(elsewhere, "--lora-alpha", "8")
+    narrow = {name: tensor[:, :9] if "lora_A" in name else tensor for name, tensor in pairs.items()}
+    assert "is for another model: it changes 32 x 9" in refusal(narrow, "--lora-alpha", "8")
+    odd = {name: tensor[:3] if "lora_A" in name else tensor for name, tensor in pairs.items()}
+    assert "does not fit together" in refusal(odd, "--lora-alpha", "8")
+    torch.save({"generator_lora": pairs}, tmp_path / "lora.pt")
+    alone = refused(capsys, tmp_path / "lora.pt", *STUDENT, "--lora-alpha", "8", "-o", tmp_path / "out")
+    assert "there are only low-rank adapters in it" in alone
+    assert not (tmp_path / "out").exists()
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 
