@@ -146,7 +146,17 @@ def text(path: Path) -> Path:
     return path
 
 
+def playlist(path: Path) -> Path:
+    """It would have this FFmpeg open another file."""
+    write(path.with_name("other.ts"), grey(range(0, 80, 10)))
+    path.write_text("ffconcat version 1.0\nfile other.ts\n")
+    with av.open(str(path)) as container:
+        assert container.format.name == "concat"
+    return path
+
+
 BROKEN = [
+    (playlist, "broken: it cannot be decoded"),
     (empty, "broken: it cannot be decoded (Invalid data"),
     (text, "broken: it cannot be decoded (Invalid data"),
     (sound_alone, "broken: it holds no video"),

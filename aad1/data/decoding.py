@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +20,8 @@ from PIL import Image
 from aad1.data.entries import ClipError, Inside
 from aad1.data.media import EXACT, NEUTRAL
 
+# Formats that hold their frames: a playlist that calls itself a video would open whatever files and hosts it names.
+FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,gif,flv,asf,ogg"
 MOST_PIXELS = 2**25  # of a frame: 8K has fewer, and one decoded takes 100 MB
 WHOLE, SPARE = 0.95, 3  # a file that holds less of what it promises, but for so many frames, is cut off
 UNEVEN = 3.5  # a gap of so many usual ones: frames are lost, or the rate is not constant
@@ -110,14 +112,20 @@ def opened(path: Path, inside: Inside | None = None) -> Iterator[Video]:
     if not path.is_file() and inside is None:
         raise ClipError(path, "the file does not exist")
     try:
-        with (
-            nullcontext(str(path)) if inside is None else inside.open() as file,
-            # A tag in another encoding is no reason to lose the video.
-            av.open(file, metadata_errors="replace") as container,
-        ):
+        with _container(path, inside) as container:
             yield Video(path, inside, container)
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise ClipError(path, f"it cannot be decoded ({_reason(error)})") from error
+
+
+@contextmanager
+def _container(path: Path, inside: Inside | None) -> Iterator[av.container.InputContainer]:
+    with (
+        nullcontext(str(path)) if inside is None else inside.open() as file,
+        # A tag in another encoding is no reason to lose the video.
+        av.open(file, metadata_errors="replace", options={"format_whitelist": FORMATS}) as container,
+    ):
+        yield container
 
 
 def _reason(error: Exception) -> str:
@@ -142,8 +150,7 @@ def _refuse_pixels(path: Path, width: int, height: int) -> None:
 
 
 def _counted(path: Path, inside: Inside | None, gap: float) -> float:
-    file: Any = str(path) if inside is None else inside.open()
-    with file if isinstance(file, BinaryIO) else nullcontext(), av.open(file, metadata_errors="replace") as container:
+    with _container(path, inside) as container:
         stream = container.streams.video[0]
         times = [float(p.pts * stream.time_base) for p in container.demux(stream) if p.pts is not None]
     return max(times) - min(times) + gap if times else 0.0

@@ -112,7 +112,7 @@ def parquet_clips(files: Sequence[Path], root: Path) -> Iterator[ClipFile]:
 
 
 def _parquet_rows(file: Any, path: Path, shown: str) -> Iterator[ClipFile]:
-    columns = _columns(file.schema_arrow, str(path))
+    columns, first = _columns(file.schema_arrow, str(path)), 0
     for group in range(file.num_row_groups):
         about = file.metadata.row_group(group)
         held = [about.column(i) for i in range(about.num_columns)]
@@ -122,12 +122,12 @@ def _parquet_rows(file: Any, path: Path, shown: str) -> Iterator[ClipFile]:
                 f"{path} has {size / 2**30:.1f} GiB of videos in one row group, and groups are read whole; write it "
                 "with smaller ones, such as row_group_size=16"
             )
-        first = sum(file.metadata.row_group(i).num_rows for i in range(group))
         batches = file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns.light))
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows):
             cell = None if columns.is_path else ParquetCell(path, columns.video, group, number)
             yield _entry(path, f"row {first + number}", f"{shown} row {first + number}", row, columns, cell)
+        first += about.num_rows
 
 
 def _entry(path: Path, where: str, name: str, row: Mapping[str, Any], columns: _Columns, cell: Any) -> ClipFile:
