@@ -27,12 +27,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aad1.data.clips import find_clips, write_world_folder
+from aad1.data.clips import write_world_folder
 from aad1.data.filling import Summary, fill
 from aad1.data.latents import LatentStore
 from aad1.data.media import video_to_tensor
 from aad1.data.order import Sampler
 from aad1.data.prepare import clip_work, file_clips
+from aad1.data.sources import find_clips
 from aad1.data.store import (
     BlockFacts,
     Header,
