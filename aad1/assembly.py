@@ -23,6 +23,7 @@ from torch import Tensor
 from aad1.data.entries import ClipError
 from aad1.data.latents import LatentStore, Manifest, require
 from aad1.data.prepare import SourceClip, file_clips, prepare_clips, world_clips
+from aad1.data.selection import WHATEVER
 from aad1.data.sources import find_clips
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
@@ -222,6 +223,8 @@ class Assembly:
     def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
         data = self.recipe.data
         if data.source in WORLD_SOURCES:
+            if data.selection != WHATEVER:
+                raise UserError("data.selection chooses among videos and the embedded world has none; leave it out")
             if (data.size, data.fps) != ((SIZE, SIZE), FPS):
                 raise UserError(
                     f"the embedded world has size [{SIZE}, {SIZE}] and fps {FPS}, the recipe's data {list(data.size)} "
@@ -262,7 +265,9 @@ class Assembly:
                 f"a picture of {data.size[1]}x{data.size[0]} does not fit the transformer: width must be a multiple of "
                 f"{columns * shape.spatial} and height of {rows * shape.spatial}"
             )
-        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames)
+        # A store keeps what its clips were chosen by, so that nobody continues it with another choice.
+        chosen = {} if data.selection == WHATEVER else {"selection": as_dict(self.recipe)["data"]["selection"]}
+        return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, extra=chosen)
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
