@@ -43,7 +43,7 @@ from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import encode_video, geometry
 from aad1.progress import Progress
-from aad1.recipe import Recipe, as_dict
+from aad1.recipe import Recipe, as_dict, without_defaults
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
 from aad1.stages.batches import LatentClips, Stored, Trajectories
@@ -266,7 +266,8 @@ class Assembly:
                 f"{columns * shape.spatial} and height of {rows * shape.spatial}"
             )
         # A store keeps what its clips were chosen by, so that nobody continues it with another choice.
-        chosen = {} if data.selection == WHATEVER else {"selection": as_dict(self.recipe)["data"]["selection"]}
+        asked = without_defaults(self.recipe)["data"].get("selection", {})
+        chosen = {f"selection.{name}": value for name, value in asked.items()}
         return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, extra=chosen)
 
     @torch.no_grad()

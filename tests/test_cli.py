@@ -193,7 +193,7 @@ def test_clips_are_chosen_and_a_store_keeps_by_what(tmp_path: Path, prepared: Pr
     assert all("moves 0 of the 0.001 wanted" in skip.reason for skip in store.skipped())
     assert len(store) == 4
     said = mistake([*options, "--data.selection.min_motion=0.002"])
-    assert "was begun with extra.selection" in said
+    assert "was begun with extra.selection.min_motion 0.001, this run has 0.002" in said
     world = ["prepare", "clips", *prepared.options(tmp_path / "other"), "--data.selection.min_side=9"]
     assert "the embedded world has none" in mistake(world)
 
