@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -46,7 +46,7 @@ from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import encode_video, geometry
 from aad1.progress import Progress
-from aad1.recipe import Recipe, as_dict
+from aad1.recipe import Recipe, as_dict, without_defaults
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
 from aad1.stages.batches import LatentClips, Stored, Trajectories
@@ -324,7 +324,7 @@ class Assembly:
                 )
             if data.selection != WHATEVER or data.buckets:
                 raise UserError(
-                    "data.selection and data.buckets are for videos; the embedded world has none to choose from: "
+                    "data.selection and data.buckets are for videos and the embedded world has none; "
                     "leave them out, or give videos as data.source"
                 )
             track = WORLD_SOURCES[data.source]
@@ -362,7 +362,9 @@ class Assembly:
                     f"a picture of {size[1]}x{size[0]} does not fit the transformer: width must be a multiple of "
                     f"{columns * shape.spatial} and height of {rows * shape.spatial}"
                 )
-        chosen = {} if data.selection == WHATEVER else {"selection": asdict(data.selection)}
+        # A store keeps what its clips were chosen by, so that nobody continues it with another choice.
+        asked = without_defaults(self.recipe)["data"].get("selection", {})
+        chosen = {f"selection.{name}": value for name, value in asked.items()}
         return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, data.buckets, chosen)
 
     @torch.no_grad()

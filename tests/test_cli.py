@@ -25,6 +25,8 @@ from aad1.cli import main, parse
 from aad1.cli.options import out_of
 from aad1.data.clips import write_world_folder
 from aad1.data.latents import LatentStore
+from aad1.data.media import VideoWriter
+from aad1.data.world import make_clip
 from aad1.errors import UserError
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import folder_hash, open_folder, save_transformer
@@ -175,6 +177,25 @@ def test_a_list_that_grows_keeps_what_it_holds_out(tmp_path: Path, prepared: Pre
         (held_out,) = [row["source"] for row in LatentStore(root / "validation").rows()]
         assert len(sources) == count - 1
         assert held_out not in sources
+
+
+def test_clips_are_chosen_and_a_store_keeps_by_what(tmp_path: Path, prepared: Prepared, mistake: Mistakes) -> None:
+    videos, root = tmp_path / "videos", tmp_path / "run"
+    write_world_folder(videos, "train", 5, FRAMES)
+    for name in ("free-00001", "free-00003"):
+        shutil.copy(videos / f"train-{name}.txt", videos / f"train-{name}-still.txt")
+        with VideoWriter(videos / f"train-{name}-still.mp4", fps=16) as writer:
+            writer.write(make_clip("train", 0, 1).frames.repeat(FRAMES, axis=0))
+    options = ["prepare", "clips", *prepared.options(root), "--data.source", str(videos), "--data.clips=9"]
+    assert main([*options, "--data.selection.min_motion=0.001"]) == 0
+    store = LatentStore(root / "clips")
+    assert [skip.source for skip in store.skipped()] == [f"train-free-0000{k}-still.mp4" for k in (1, 3)]
+    assert all("moves 0 of the 0.001 wanted" in skip.reason for skip in store.skipped())
+    assert len(store) == 4
+    said = mistake([*options, "--data.selection.min_motion=0.002"])
+    assert "was begun with extra.selection.min_motion 0.001, this run has 0.002" in said
+    world = ["prepare", "clips", *prepared.options(tmp_path / "other"), "--data.selection.min_side=9"]
+    assert "the embedded world has none" in mistake(world)
 
 
 def test_a_caption_with_unknown_words_costs_its_own_clip(

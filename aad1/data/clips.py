@@ -149,9 +149,9 @@ def _refuse_motion(clip: ClipFile, facts: Facts, fps: float, selection: Selectio
         return
     reason = ""
     if motion < selection.min_motion:
-        reason = f"moves {motion:.2g} of the {selection.min_motion:g} wanted"
+        reason = f"moves {motion:.3g} of the {selection.min_motion:g} wanted"
     elif motion > selection.max_motion:
-        reason = f"moves {motion:.2g} where {selection.max_motion:g} is the most wanted"
+        reason = f"moves {motion:.3g} where {selection.max_motion:g} is the most wanted"
     elif selection.max_jump is not None and jump > selection.max_jump:
         reason = f"jumps {(step + 1) / fps:.2f} s after its beginning, {jump:.1f} times as much as around it"
     if reason:
