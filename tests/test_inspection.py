@@ -11,11 +11,12 @@ import pytest
 from browsing import opened_file
 
 from aad1.cli import main
+from aad1.data import blocks
 from aad1.data.clips import read_clip, write_world_folder
-from aad1.data.latents import Manifest, StoreWriter
 from aad1.data.media import VideoWriter, video_to_tensor
 from aad1.data.motion import motion_energy
 from aad1.data.sources import find_clips
+from aad1.data.store import Manifest, Skip
 from aad1.data.world import Track, make_clip
 from aad1.errors import UserError
 from aad1.evaluation.films import make_film
@@ -96,6 +97,14 @@ def test_a_sample_is_drawn_by_its_seed(source: Path, tmp_path: Path, capfd: pyte
     assert numbers(tmp_path / "a" / "index.html")["looked_at"] == 4
 
 
+def test_films_have_the_shape_of_their_bucket(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with VideoWriter(tmp_path / "wide.mp4", fps=16) as writer:
+        writer.write(make_clip("train", 0, FRAMES).frames.repeat(2, axis=2))
+    (tmp_path / "wide.txt").write_text("words")
+    inspect(capfd, str(tmp_path), "-o", str(tmp_path / "page"), "--data.buckets", "[[64, 64], [64, 128]]")
+    assert 'width="128" height="64"' in (tmp_path / "page" / "index.html").read_text()
+
+
 def test_clips_of_every_kind_of_source(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps({"video": str(c.path), "caption": "x"}) for c in find_clips(source) if "train" in c.name]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
@@ -113,14 +122,22 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A workspace with three clips and two that were skipped."""
     root = tmp_path_factory.mktemp("run")
     vae = open_folder(tiny_folder).vae()
-    with StoreWriter(root / "clips", Manifest("latents", "hash", 16, (64, 64), FRAMES)) as writer:
-        for index in range(3):
-            clip = make_clip("train", index, FRAMES)
-            latents = encode_video(vae, video_to_tensor(clip.frames[None]))[0]
-            name = f"train-{TRACKS[index % 2]}-{index:05d}.mp4"
-            writer.add({"latents": latents}, {"source": name, "caption": clip.caption, "motion": 0.01 * index})
-        writer.skip("a.mp4", "too short: 3 of the 9 frames needed at 16 fps")
-        writer.skip("b.mp4", "too short: 5 of the 9 frames needed at 16 fps")
+    manifest, items = Manifest("latents", "hash", 16, (64, 64), FRAMES), list[blocks.Clip | Skip]()
+    for index in range(3):
+        clip = make_clip("train", index, FRAMES)
+        latents = encode_video(vae, video_to_tensor(clip.frames[None]))[0]
+        name = f"train-{TRACKS[index % 2]}-{index:05d}.mp4"
+        items.append(
+            blocks.Clip({"latents": latents}, {"source": name, "caption": clip.caption, "motion": 0.01 * index})
+        )
+    for position, (name, seconds) in enumerate((("a.mp4", 3), ("b.mp4", 5)), start=3):
+        reason = f"too short: {seconds} of the 9 frames needed at 16 fps"
+        items.append(Skip(position, name, reason, "filtered"))
+    sources = [item.source if isinstance(item, Skip) else str(item.row["source"]) for item in items]
+    with blocks.StoreWriter(root / "clips", manifest, sources, block=len(items)) as writer:
+        blocks.write_block(root / "clips", manifest, 0, items)
+        writer.look()
+        writer.complete()
     return root
 
 
@@ -134,7 +151,7 @@ def test_a_store_is_told_by_its_rows(
         found = numbers(tmp_path / name / "index.html")
         assert {key: found[key] for key in wanted} == wanted
         assert found["measures"]["motion"] == spread([0.0, 0.01, 0.02])
-        assert found["left_out"][0]["count"] == 2
+        assert [(r["kind"], r["count"]) for r in found["left_out"]] == [("filtered", 2)]
         page = (tmp_path / name / "index.html").read_text()
         assert page.count("<canvas") == (0 if name == "bare" else 3)
         assert page.count("no frames at hand") == (3 if name == "bare" else 0)

@@ -23,19 +23,10 @@ from aad1.models.conversion import KINDS, Terms, plan
 from aad1.models.geometry import shapes_of
 from aad1.models.vae import decode_video, encode_video, geometry
 from aad1.models.weights import Stored
+from aad1.planning.published import MODELS, UMT5_XXL, VAE_2_2
 
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Wan 2.1 T2V 1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-    "Wan 2.1 T2V 14B": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
-    "Wan 2.2 TI2V 5B": {
-        "num_attention_heads": 24,
-        "ffn_dim": 14336,
-        "num_layers": 30,
-        "in_channels": 48,
-        "out_channels": 48,
-    },
-}
-PARAMETERS = {"Wan 2.1 T2V 1.3B": 1.42e9, "Wan 2.1 T2V 14B": 14.29e9, "Wan 2.2 TI2V 5B": 5.0e9}
+PUBLISHED = {name: dict(transformer) for name, (transformer, _) in MODELS.items()}
+PARAMETERS = {"Wan2.1-T2V-1.3B": 1.42e9, "Wan2.1-T2V-14B": 14.29e9, "Wan2.2-TI2V-5B": 5.0e9}
 names = pytest.mark.parametrize("name", PUBLISHED)
 
 
@@ -108,15 +99,7 @@ def test_the_plan_of_a_conversion_holds_every_tensor(name: str) -> None:
 
 
 def test_the_plan_of_the_published_vae_and_text_encoder() -> None:
-    umt5 = UMT5Config(
-        vocab_size=256384,
-        d_model=4096,
-        d_kv=64,
-        d_ff=10240,
-        num_layers=24,
-        num_heads=64,
-        feed_forward_proj="gated-gelu",
-    )
+    umt5 = UMT5Config(**UMT5_XXL)
     for part, config, count in (("vae", {}, 126.9e6), ("text_encoder", umt5, 5.68e9)):
         kind = KINDS[part]
         shapes = shapes_of(kind.cls, config)
@@ -168,20 +151,8 @@ def test_a_folder_of_that_kind_opens_and_says_that_levels_are_per_token(narrow_5
 
 
 def test_the_published_vae_of_that_kind_has_48_channels_of_16_pixels() -> None:
-    config = {
-        "base_dim": 160,
-        "decoder_base_dim": 256,
-        "z_dim": 48,
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-        "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * 48,
-        "latents_std": [1.0] * 48,
-    }
     with torch.device("meta"):
-        vae = AutoencoderKLWan(**config)
+        vae = AutoencoderKLWan(**VAE_2_2)
     assert (geometry(vae).temporal, geometry(vae).spatial, geometry(vae).channels) == (4, 16, 48)
 
 
@@ -189,7 +160,7 @@ def test_the_published_vae_of_that_kind_has_48_channels_of_16_pixels() -> None:
 
 
 def test_parity_outlives_our_folders(tmp_path: Path) -> None:
-    name = "Wan 2.1 T2V 1.3B"
+    name = "Wan2.1-T2V-1.3B"
     save_transformer(build(name, num_layers=1), tmp_path / "one", as_stock=True)
     loaded = CausalWanTransformer3DModel.from_pretrained(tmp_path / "one")
     save_transformer(loaded, tmp_path / "two", as_stock=True)

@@ -67,7 +67,7 @@ class DataCommand:
     def _findings(self, recipe: Recipe) -> Findings:
         data = recipe.data
         look = Look(
-            sizes=[data.size],
+            sizes=data.buckets or (data.size,),
             fps=data.fps,
             frames=data.frames,
             selection=data.selection,
@@ -117,6 +117,7 @@ def _store_of(path: Path) -> LatentStore | None:
 def _read_again(store: LatentStore, recipe: Recipe) -> FramesOf:
     """Frames of clips that are still in the recipe's source; None of others."""
     data, found = recipe.data, {}
+    sizes = data.buckets or (data.size,)
     try:
         found = {clip.name: clip for clip in find_clips(data.source)}
     except UserError:
@@ -127,7 +128,7 @@ def _read_again(store: LatentStore, recipe: Recipe) -> FramesOf:
         if clip is None:
             return None
         try:
-            return read_clip(clip, sizes=[data.size], fps=data.fps, frames=data.frames, selection=data.selection).frames
+            return read_clip(clip, sizes=sizes, fps=data.fps, frames=data.frames, selection=data.selection).frames
         except ClipError:
             return None
 

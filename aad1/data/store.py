@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from aad1.data.entries import Kind
 from aad1.data.selection import Size
 from aad1.errors import UserError
 from aad1.files import write_atomic
@@ -72,7 +73,7 @@ class Skip:
     position: int
     source: str
     reason: str
-    kind: str = "broken"
+    kind: Kind = "broken"
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def look_at_store(store: LatentStore, frames_of: FramesOf, look: Look, asked: Ma
                 reel.add(clips[index], frames)
             bar.advance()
     reel.finish()
-    left_out = [Clip(skip.source, "", {}, "broken", skip.reason) for skip in store.skipped()]
+    left_out = [Clip(skip.source, "", {}, skip.kind, skip.reason) for skip in store.skipped()]
     listed = len(clips) + len(left_out)
     return Findings(store.folder.name, listed, [*clips, *left_out], [*reel.shown, *bare], asked, look.walls)
 
