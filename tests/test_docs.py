@@ -73,6 +73,11 @@ def test_the_readme_and_every_recipe_show_commands() -> None:
     assert all(commands(path) for path in [ROOT / "README.md", *RECIPES])
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_be_filled_in(path: Path) -> None:
+    assert not re.findall(r"@@\w*|TODO|FIXME|XXX", path.read_text())
+
+
 def test_links_lead_somewhere() -> None:
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):

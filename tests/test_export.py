@@ -117,7 +117,9 @@ def test_a_process_without_aad1_makes_the_same_frames(exported: Path, wan: Path,
     student = load_student(str(wan), device="cpu")
     picture = np.asarray(Image.open(still))
     whole = np.concatenate(list(student.session(picture, PROMPT, seed=3).frames(FRAMES)))
-    np.testing.assert_array_equal(made["frames"], whole)
+    # Where a tensor happens to lie decides on a CPU which of its numbers are added first: a level on a pixel or two.
+    assert np.abs(made["frames"].astype(int) - whole).max() <= 1
+    assert np.mean(made["frames"] != whole) < 1e-4
     session = student.session(picture, PROMPT, seed=3)
     chunks = session.chunks()
     first = next(chunks)
