@@ -312,7 +312,7 @@ class Assembly:
             (training, self.workspace.clips, manifest),
             (held_out, self.workspace.validation, replace(manifest, buckets=())),
         )
-        return [clip_work(clips, path, self._encode, m, batch_size=self.recipe.data.batch) for clips, path, m in both]
+        return [clip_work(clips, path, self.encode, m, batch_size=self.recipe.data.batch) for clips, path, m in both]
 
     def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
         data = self.recipe.data
@@ -368,7 +368,8 @@ class Assembly:
         return Manifest("latents", self.encoder_hash, data.fps, data.size, data.frames, data.buckets, chosen)
 
     @torch.no_grad()
-    def _encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [batch, 3, frames, height, width] in [-1, 1] -> normalised latents."""
         return encode_video(self.vae, frames.to(self.device))
 
     # --- stages --------------------------------------------------------------------------------

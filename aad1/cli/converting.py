@@ -17,7 +17,7 @@ from aad1.errors import UserError
 from aad1.files import write_errors
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import INDEX, read_json, refuse_misfit, whole_folder, write_json
-from aad1.models.conversion import Plan, Terms, plan, write_native_transformer, write_part
+from aad1.models.conversion import REPORT, Plan, Terms, plan, write_native_transformer, write_part
 from aad1.models.hub import fetch_native_folder, is_hub_name
 from aad1.models.native_folder import (
     TOKENIZER,
@@ -34,7 +34,6 @@ from aad1.progress import Progress
 from aad1.streaming import check_passes
 from aad1.workspace import model_path
 
-REPORT = "conversion.json"
 Writer = Callable[[Path, Callable[[], None]], None]
 
 

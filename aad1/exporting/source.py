@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,18 +10,17 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from safetensors import safe_open
 
 from aad1.errors import UserError
 from aad1.evaluation.report import Report, read_report
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import WanFolder, open_folder, recast, write_json
-from aad1.models.loading import reading
+from aad1.models.checkpoint_io import WanFolder, open_folder, read_json, recast, write_json
+from aad1.models.conversion import REPORT
+from aad1.models.weights import SUFFIXES, Stored, tensors_of
 from aad1.streaming.student import student_folder
 from aad1.workspace import model_path
 
 TRANSFORMER = "transformer"
-WEIGHTS = "*.safetensors"
 INDEXES = "*.safetensors.index.json"
 BLOCK = 2**24  # bytes copied at a time
 
@@ -58,12 +55,15 @@ class ExportSource:
         assert isinstance(model, CausalWanTransformer3DModel)
         return model
 
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """The student's weights on disk: names, shapes and types."""
+        return tensors_of(self.student)
+
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Of the student's weights on disk: that of the largest in its first file."""
-        with safe_open(_weights(self.student)[0], framework="pt") as file:
-            largest = max(file.keys(), key=lambda name: math.prod(file.get_slice(name).get_shape()))
-            return file.get_slice(largest)[:1].dtype
+        """Of the student's weights on disk: that of the largest."""
+        return max(self.stored.values(), key=lambda one: one.bytes).dtype
 
     @property
     def evaluation(self) -> Report | None:
@@ -92,8 +92,9 @@ class ExportSource:
         forget_origin(target / "config.json")
 
     def _copy(self, part: Path, target: Path) -> None:
+        spare = _spare(part)
         for file in sorted(part.rglob("*")):
-            if file.is_file() and not file.name.startswith("."):
+            if file.is_file() and not file.name.startswith(".") and file not in spare:
                 copy = target / file.relative_to(part)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy_file(file, copy, self.advance)
@@ -105,12 +106,8 @@ class ExportSource:
             return
         recast(target, self.dtype)
         for index in target.glob(INDEXES):
-            held = json.loads(index.read_text(encoding="utf-8"))
-            held["metadata"] = {
-                **held.get("metadata", {}),
-                "total_size": sum(_tensor_bytes(f) for f in _weights(target)),
-            }
-            write_json(index, held)
+            held, size = read_json(index), sum(one.bytes for one in tensors_of(target).values())
+            write_json(index, {**held, "metadata": {**held.get("metadata", {}), "total_size": size}})
 
 
 def open_source(
@@ -135,7 +132,7 @@ def open_source(
     folder = open_folder(model_path(model))
     source = ExportSource(folder, student_folder(folder, student), dtype, report, base, advance)
     for part in (source.student, folder.path / "vae", folder.path / "text_encoder"):
-        _weights(part)
+        _refuse_pickles(part)
     folder.check_fit(source.student)
     _check_weights(source)
     _ = source.evaluation
@@ -162,39 +159,31 @@ def copy_file(source: Path, target: Path, advance: Callable[[int], object] = lam
 def forget_origin(config: Path) -> None:
     """Take out of a config.json, if there is one, where a library had read it: a path of somebody's machine."""
     if config.is_file():
-        held = json.loads(config.read_text(encoding="utf-8"))
+        held = read_json(config)
         if held.pop("_name_or_path", None) is not None:
             write_json(config, held)
 
 
-def _weights(part: Path) -> list[Path]:
-    """The safetensors files of a part; UserError where there is none."""
-    found = sorted(part.glob(WEIGHTS))
-    if not found:
+def _refuse_pickles(part: Path) -> None:
+    """Raise UserError for a part without safetensors: others shall not be asked to unpickle what we give them."""
+    if not any(part.glob("*.safetensors")):
         raise UserError(f"'{part}' has no .safetensors file: save it with save_pretrained first, which writes them")
-    return found
 
 
-def _tensor_bytes(file: Path) -> int:
-    """Of a safetensors file's values, without its header."""
-    with file.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-    return file.stat().st_size - 8 - header
+def _spare(part: Path) -> set[Path]:
+    """Files that are no part of the model: weights that its index does not name, and what a conversion said."""
+    weights = {file for file in part.iterdir() if file.suffix in SUFFIXES}
+    used = {one.file for one in tensors_of(part).values()} if weights else set()
+    return (weights - used) | {part / REPORT}
 
 
 def _check_weights(source: ExportSource) -> None:
     """Raise UserError where the student's files lack a weight, hold another or one of another shape."""
-    with reading(source.student):
-        wanted = {name: tuple(value.shape) for name, value in source.skeleton.state_dict().items()}
-        found = dict[str, tuple[int, ...]]()
-        for path in _weights(source.student):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if name in found:
-                        raise ValueError(f"two of its files hold {name}")
-                    found[name] = tuple(file.get_slice(name).get_shape())
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise ValueError(
-                    f"{name}: its config.json asks for {wanted.get(name)}, its weights are {found.get(name)}"
-                )
+    wanted = {name: tuple(value.shape) for name, value in source.skeleton.state_dict().items()}
+    found = {name: one.shape for name, one in source.stored.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"'{source.student}' is damaged or of another model: its config.json asks for {name} of shape "
+                f"{wanted.get(name)}, its weights have {found.get(name)}; export or convert it again"
+            )

@@ -26,6 +26,8 @@ from aad1.models.names import native_names, native_text_names, native_vae_names
 from aad1.models.released import Adapters, unwrapped
 from aad1.models.weights import SHARD, Made, Stored, write_shards
 
+REPORT = "conversion.json"  # beside what was made: which names matched
+
 IMAGE_MODEL = re.compile(r"img_emb|image_embedder|[kv]_img|add_[kv]_proj|face_|vace")
 NUMBERED = re.compile(r"(?:encoder\.)?blocks?\.(\d+)\.")
 SHOWN = 3  # names in a message

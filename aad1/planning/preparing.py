@@ -55,7 +55,7 @@ def _clips(assembly: BareAssembly) -> JobCost:
     data = assembly.recipe.data
 
     def encode(vae: nn.Module) -> Tensor:
-        return assembly._encode(torch.empty(data.batch, 3, data.frames, *data.size, device=META))
+        return assembly.encode(torch.empty(data.batch, 3, data.frames, *data.size, device=META))
 
     count = data.clips + data.validation
     cost = _cost(lambda: assembly.vae, encode, data.batch, count)
