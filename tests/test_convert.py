@@ -334,7 +334,7 @@ def claim_too_much(file: Path) -> None:
         (
             "w.pt",
             lambda file: torch.save({"a": torch.zeros(1)}, file, _use_new_zipfile_serialization=False),
-            "PyTorch's old format",
+            "in an old format",
         ),
         ("w.mp4", lambda file: file.write_bytes(b"x"), "allowed are files ending in .safetensors, .pt"),
     ],

@@ -135,24 +135,25 @@ def test_the_generator_of_self_forcing_comes_back(source: ExportSource, tmp_path
     held = torch.load(out / "generator.pt", weights_only=True)
     assert held.keys() == {"generator", "generator_ema"}
     assert {"model.head.head.weight", "model.blocks.0.self_attn.q.weight"} <= held["generator_ema"].keys()
-    base = str(source.folder.path)
-    assert (
-        main(
-            [
-                "convert",
-                str(out / "generator.pt"),
-                "--base",
-                base,
-                "--like",
-                "aad1",
-                "--head_dim",
-                "16",
-                "-o",
-                str(tmp_path / "back"),
-            ]
-        )
-        == 0
-    )
+    card = (out / "README.md").read_text()
+    (line,) = [line for line in card.splitlines() if line.startswith("aad1 convert")]
+    places = {"generator.pt": out / "generator.pt", "WAN_FOLDER": source.folder.path, "student": tmp_path / "back"}
+    assert main([str(places.get(word, word)) for word in line.split()[1:]]) == 0
     back = source.folder.transformer_at(CausalWanTransformer3DModel, tmp_path / "back")
-    for weight, again in zip(source.load_generator().parameters(), back.parameters(), strict=True):
+    own = source.load_generator()
+    unsaid = {"_name_or_path": "", "rope_max_seq_len": 0}  # the latter is the longest of a table, not of a weight
+    assert {**back.config, **unsaid} == {**own.config, **unsaid}
+    for weight, again in zip(own.parameters(), back.parameters(), strict=True):
         assert torch.equal(weight, again)
+
+
+def test_the_base_says_how_wide_heads_are(
+    source: ExportSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export(source, "self-forcing", tmp_path / "out")
+    words = ["convert", str(out / "generator.pt"), "--base", str(source.folder.path), "--like", "aad1"]
+    assert main([*words, "-o", str(tmp_path / "back")]) == 0
+    assert of(tmp_path / "back" / "config.json")["attention_head_dim"] == 16
+    assert main([*words, "--head_dim", "32", "-o", str(tmp_path / "other")]) == 2
+    assert "are 16 wide; leave it out" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()

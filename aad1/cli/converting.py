@@ -126,9 +126,19 @@ class Convert:
         return Terms(
             dtype=dtype_of(self.dtype),
             allow_partial=self.allow_partial,
-            head_dim=self.head_dim,
+            head_dim=self._head_dim(),
             lora_alpha=self.lora_alpha,
         )
+
+    def _head_dim(self) -> int | None:
+        """As given, or the base's: a generator's weights do not tell how their width is cut into heads."""
+        config = model_path(self.base) / "transformer" / "config.json" if self.base is not None else None
+        said = read_json(config).get("attention_head_dim") if config is not None and config.is_file() else None
+        if self.head_dim is not None and said is not None and said != self.head_dim:
+            raise UserError(
+                f"--head_dim {self.head_dim}: the heads of --base {self.base} are {said} wide; leave it out"
+            )
+        return self.head_dim or said
 
     def _out(self) -> Path:
         """Where it goes; a UserError when that is not safe."""

@@ -35,6 +35,7 @@ from aad1.planning import (
 from aad1.progress import Progress
 
 DOES_NOT_FIT = 3  # exit code
+WIDEST = 100  # columns of the tables: a narrower terminal wraps lines rather than lose digits
 ROLES = [field.name for field in fields(Memory)]
 MB, TERA = 1e6, 1e12
 PLAIN: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
@@ -82,7 +83,7 @@ class PlanCommand:
         if self.json is not None:
             more = {"remedies": [{"options": c.words, "fits": c.plan.fits} for c in cures]}
             write_atomic(self.json, json.dumps(plan.as_dict() | more, indent=1).encode())
-        show(plan, cures, Console())
+        show(plan, cures, Console(width=max(WIDEST, Console().width)))
         return 0 if plan.fits else DOES_NOT_FIT
 
 

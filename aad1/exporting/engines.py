@@ -79,7 +79,22 @@ def write_self_forcing(source: ExportSource, fresh: Path) -> None:
     ]
     lines = "\n".join(f"- {fact}" for fact in facts)
     use = f"`{GENERATOR}` has the entries `generator` and `generator_ema`, the same weights, by Wan's own names:"
-    write_card(source, fresh, "self-forcing", [f"{use}\n\n{lines}"])
+    back = "Its file says nothing of these, so the way back into a folder has to:"
+    write_card(source, fresh, "self-forcing", [f"{use}\n\n{lines}", f"{back}\n\n```\n{_way_back(config)}\n```"])
+
+
+def _way_back(config: Any) -> str:
+    """The command that makes a student's folder of the file again."""
+    options = {
+        "head_dim": [config.attention_head_dim],
+        "num_frames_per_block": [config.num_frames_per_block],
+        "local_attn_size": [config.local_attn_size],
+        "sink_size": [config.sink_size],
+        "passes": config.passes,
+        "size": config.size or [],
+    }
+    words = [f"--{name} {' '.join(map(str, values))}" for name, values in options.items() if values]
+    return " ".join([f"aad1 convert {GENERATOR} --base WAN_FOLDER -o student", *words])
 
 
 def _write(source: ExportSource, fresh: Path, engine: Engine) -> None:

@@ -177,13 +177,11 @@ def _reason(file: Path, error: Exception) -> str:
     if not file.stat().st_size:
         return "it is empty; download it again"
     words = str(error)
-    if "Weights only load failed" in words:
+    if "Weights only load failed" in words and ("nsupported" in words or "GLOBAL" in words):
         return "it holds more than weights and could run code when read; nothing was run; ask for a safetensors file"
     if "mmap can only be used" in words:
-        return (
-            "it is no checkpoint, or one in PyTorch's old format: load it in a place you trust and torch.save it again"
-        )
-    if "zip archive" in words or "deserializing" in words:
+        return "it is no checkpoint, or one in an old format that runs code when read; ask for a safetensors file"
+    if "zip archive" in words or "deserializing" in words or "Weights only load failed" in words:
         return f"it is damaged or cut off ({' '.join(words.split())[:100]}); download it again"
     return f"{' '.join(words.split())[:150]}; download it again"
 
