@@ -55,7 +55,7 @@ def commands(path: Path) -> list[list[str]]:
 def commands_in(text: str) -> list[list[str]]:
     """Every `aad1` command of a text, in words."""
     joined = re.sub(r"\\\n|\n#? {20,}(?=--)", " ", text)
-    lines = (re.sub(r"^[# ]*(Commands?\\b)?", "", line).strip() for line in joined.splitlines())
+    lines = (re.sub(r"^[# ]*(Commands?\b)?", "", line).strip() for line in joined.splitlines())
     return [shlex.split(line)[1:] for line in lines if line.startswith("aad1 ")]
 
 
