@@ -379,6 +379,7 @@ def test_every_value_of_the_tiny_recipe_reaches_its_stage(
     recipe = load_recipe("tiny", [*TINY, *ONE_STEP, "--model", str(tiny_folder)])
     written = as_dict(recipe)
     monkeypatch.setattr("aad1.assembly.as_dict", lambda recipe: written)  # writing a value down is no use of it
+    monkeypatch.setattr("aad1.assembly.without_defaults", lambda recipe: written)
     seen: set[tuple[type, str]] = set()
     kinds = {
         kind for path, kind, _ in sections() if path.startswith((*DISTILLATION, "trajectories", "guard", "showing"))
