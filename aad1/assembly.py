@@ -44,7 +44,7 @@ from aad1.models.checkpoint_io import (
 from aad1.models.critic import Critic
 from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
-from aad1.models.vae import encode_video, geometry
+from aad1.models.vae import Geometry, encode_video, geometry
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
 from aad1.runtime import pick_device
@@ -157,6 +157,17 @@ def for_team(recipe: Recipe, team: Team) -> Recipe:
 def _help(recipe: Recipe, workspace: Workspace, what: Prepared, team: Team) -> None:
     """One helper's part of preparing ``what``."""
     Assembly(for_team(recipe, team), workspace, team).follow(what)
+
+
+def picture_latents(size: Size, shape: Geometry, patch: tuple[int, int]) -> Size:
+    """Height and width of a picture's latents; raises UserError when it does not fit the VAE or the patches."""
+    height, width = shape.latent_size(*size)
+    if height % patch[0] or width % patch[1]:
+        raise UserError(
+            f"a picture of {size[1]}x{size[0]} does not fit the transformer: width must be a multiple of "
+            f"{patch[1] * shape.spatial} and height of {patch[0] * shape.spatial}"
+        )
+    return height, width
 
 
 @dataclass
@@ -356,12 +367,7 @@ class Assembly:
         config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
         _, rows, columns = config["patch_size"]
         for size in data.buckets or (data.size,):
-            height, width = shape.latent_size(*size)
-            if height % rows or width % columns:
-                raise UserError(
-                    f"a picture of {size[1]}x{size[0]} does not fit the transformer: width must be a multiple of "
-                    f"{columns * shape.spatial} and height of {rows * shape.spatial}"
-                )
+            picture_latents(size, shape, (rows, columns))
         # A store keeps what its clips were chosen by, so that nobody continues it with another choice.
         asked = without_defaults(self.recipe)["data"].get("selection", {})
         chosen = {f"selection.{name}": value for name, value in asked.items()}

@@ -130,6 +130,15 @@ def test_the_folder_comes_back(write: Any, source: ExportSource, tmp_path: Path)
     assert load_student(tmp_path / "out", device="cpu").generator.span == own.span
 
 
+def test_an_export_of_an_export_counts_the_window_once(source: ExportSource, tmp_path: Path) -> None:
+    """Whoever reads the folder reads the window in our count: another export, and a conversion."""
+    first = export(source, "sglang", tmp_path / "first")
+    again = export(open_source(str(first), "student"), "fastvideo", tmp_path / "again")
+    assert of(again / "transformer" / "config.json") == of(first / "transformer" / "config.json")
+    assert main(["convert", str(first / "transformer"), "-o", str(tmp_path / "back")]) == 0
+    assert of(tmp_path / "back" / "config.json")["local_attn_size"] == 9
+
+
 def test_the_generator_of_self_forcing_comes_back(source: ExportSource, tmp_path: Path) -> None:
     out = export(source, "self-forcing", tmp_path / "out")
     held = torch.load(out / "generator.pt", weights_only=True)

@@ -16,7 +16,7 @@ from aad1.cli.options import dtype_of, refuse, say
 from aad1.errors import UserError
 from aad1.files import write_errors
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import INDEX, read_json, refuse_misfit, whole_folder, write_json
+from aad1.models.checkpoint_io import INDEX, our_window, read_json, refuse_misfit, whole_folder, write_json
 from aad1.models.conversion import REPORT, Plan, Terms, plan, write_native_transformer, write_part
 from aad1.models.hub import fetch_native_folder, is_hub_name
 from aad1.models.native_folder import (
@@ -117,6 +117,11 @@ class Convert:
     def _is_whole(self) -> bool:
         return self.source.is_dir() and ((self.source / INDEX).is_file() or is_native(self.source))
 
+    @cached_property
+    def _base(self) -> Path | None:
+        """The Wan folder it belongs to; one with a name on the hub is fetched."""
+        return model_path(self.base) if self.base is not None else None
+
     @property
     def _shard(self) -> int:
         return int(self.shard_gb * 1e9)
@@ -132,7 +137,7 @@ class Convert:
 
     def _head_dim(self) -> int | None:
         """As given, or the base's: a generator's weights do not tell how their width is cut into heads."""
-        config = model_path(self.base) / "transformer" / "config.json" if self.base is not None else None
+        config = self._base / "transformer" / "config.json" if self._base is not None else None
         said = read_json(config).get("attention_head_dim") if config is not None and config.is_file() else None
         if self.head_dim is not None and said is not None and said != self.head_dim:
             raise UserError(
@@ -144,7 +149,7 @@ class Convert:
         """Where it goes; a UserError when that is not safe."""
         if self.out is None and (self.base is None or self._is_whole):
             raise UserError("say with -o which folder to make")
-        out = self.out or model_path(self.base or "") / "student"
+        out = self.out or (self._base or Path()) / "student"
         source, target = self.source.resolve(), out.resolve()
         if target == source or target in source.parents:
             raise UserError(f"'{out}' holds the source; give another folder with -o")
@@ -167,7 +172,7 @@ class Convert:
     # --- a transformer alone ---
 
     def _alone(self) -> tuple[list[Plan], Writer]:
-        base = model_path(self.base) if self.base is not None else None
+        base = self._base
         found = tensors_of(self.source, (self.which,) if self.which else GROUPS)
         if self.which and not any(stored.group for stored in found.values()):
             raise UserError(f"'{self.source}' has no entry '{self.which}'; leave --which out to take what there is")
@@ -209,7 +214,8 @@ class Convert:
 
 
 def _student_config(config: Path | None) -> dict[str, Any]:
-    return read_json(config) if config is not None and config.is_file() else {}
+    held = read_json(config) if config is not None and config.is_file() else {}
+    return {**held, **our_window(held)}
 
 
 def _show(plans: Sequence[Plan]) -> None:

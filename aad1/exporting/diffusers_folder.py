@@ -13,7 +13,6 @@ diffusers copies a component's file alone, so each of the two holds all that it 
 from __future__ import annotations
 
 import inspect
-import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,12 +20,11 @@ from aad1.exporting import example
 from aad1.exporting.bundle import bundle
 from aad1.exporting.card import write_card
 from aad1.exporting.pipeline import AAD1Pipeline
-from aad1.exporting.source import TRANSFORMER, ExportSource
+from aad1.exporting.source import COMPONENTS, TRANSFORMER, ExportSource
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import INDEX, write_json
+from aad1.models.checkpoint_io import INDEX, read_json, write_json
 
 PIPELINE_FILE, TRANSFORMER_FILE, EXAMPLE = "aad1_pipeline", "aad1_transformer", "example.py"
-COPIED = ("vae", "text_encoder", "tokenizer")  # components of the pipeline, besides the transformer
 INSTALL = """```
 pip install torch "diffusers>={diffusers}" "transformers>={transformers}" accelerate ftfy
 ```"""
@@ -61,7 +59,7 @@ The transformer also loads as a stock `WanTransformer3DModel`, a bidirectional m
 def write_diffusers(source: ExportSource, fresh: Path) -> None:
     """Write the whole folder into ``fresh``."""
     source.copy_student(fresh / TRANSFORMER)
-    for part in (*COPIED, "scheduler"):
+    for part in (*COMPONENTS, "scheduler"):
         source.copy_part(part, fresh / part)
     _write_code(fresh)
     write_json(fresh / INDEX, _model_index(source))
@@ -79,12 +77,12 @@ def _write_code(fresh: Path) -> None:
 
 
 def _model_index(source: ExportSource) -> dict[str, object]:
-    own = json.loads((source.folder.path / INDEX).read_text(encoding="utf-8"))
+    own = read_json(source.folder.path / INDEX)
     return {
         "_class_name": [PIPELINE_FILE, AAD1Pipeline.__name__],
         "_diffusers_version": version("diffusers"),
         TRANSFORMER: [TRANSFORMER_FILE, CausalWanTransformer3DModel.__name__],
-        **{part: own[part] for part in COPIED},
+        **{part: own[part] for part in COMPONENTS},
     }
 
 

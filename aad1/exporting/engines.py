@@ -14,7 +14,6 @@ tells us so when the folder comes back.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from aad1.exporting.card import write_card
-from aad1.exporting.source import TRANSFORMER, ExportSource
+from aad1.exporting.source import COMPONENTS, TRANSFORMER, ExportSource
 from aad1.flow import TIMESTEP_SCALE
-from aad1.models.checkpoint_io import CAUSAL_PIPELINE, INDEX, SINK_COUNTED, write_json
+from aad1.models.checkpoint_io import CAUSAL_PIPELINE, INDEX, SINK_COUNTED, read_json, write_json
 from aad1.models.released import save_self_forcing
 
 SCHEDULER = "SelfForcingFlowMatchScheduler"
@@ -41,7 +40,6 @@ SCHEDULE = {
     "reverse_sigmas": False,
 }
 GENERATOR = "generator.pt"
-PARTS = ("vae", "text_encoder", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,9 @@ def write_self_forcing(source: ExportSource, fresh: Path) -> None:
         f"noise levels of a chunk's passes: {', '.join(f'{level:g}' for level in config.passes)}",
         "the picture enters as a clean latent frame, a chunk of its own before the first",
     ]
-    lines = "\n".join(f"- {fact}" for fact in facts)
     use = f"`{GENERATOR}` has the entries `generator` and `generator_ema`, the same weights, by Wan's own names:"
     back = "Its file says nothing of these, so the way back into a folder has to:"
-    write_card(source, fresh, "self-forcing", [f"{use}\n\n{lines}", f"{back}\n\n```\n{_way_back(config)}\n```"])
+    write_card(source, fresh, "self-forcing", [_listed(use, facts), f"{back}\n\n```\n{_way_back(config)}\n```"])
 
 
 def _way_back(config: Any) -> str:
@@ -99,13 +96,13 @@ def _way_back(config: Any) -> str:
 
 def _write(source: ExportSource, fresh: Path, engine: Engine) -> None:
     source.copy_student(fresh / TRANSFORMER)
-    for part in PARTS:
+    for part in COMPONENTS:
         source.copy_part(part, fresh / part)
     (fresh / "scheduler").mkdir()
     write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULE)
     write_json(fresh / INDEX, _index(source))
     config_file = fresh / TRANSFORMER / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json(config_file)
     write_json(config_file, {**config, **_span_keys(config)})
     refused = _refused(source.skeleton.config, engine)
     write_card(source, fresh, engine.name, _notes(source.skeleton.config, engine, refused))
@@ -114,7 +111,7 @@ def _write(source: ExportSource, fresh: Path, engine: Engine) -> None:
 
 
 def _index(source: ExportSource) -> dict[str, Any]:
-    own = json.loads((source.folder.path / INDEX).read_text(encoding="utf-8"))
+    own = read_json(source.folder.path / INDEX)
     return {
         "_class_name": CAUSAL_PIPELINE,
         "_diffusers_version": version("diffusers"),
@@ -155,6 +152,9 @@ def _notes(config: Any, engine: Engine, refused: Sequence[str]) -> list[str]:
         "sees: the two agree until the window first slides",
         *refused,
     ]
-    lines = "\n".join(f"- {fact}" for fact in facts)
     use = f"For {engine.title}: pipeline `{CAUSAL_PIPELINE}`, weights by diffusers' names. Before you serve it:"
-    return [f"{use}\n\n{lines}"]
+    return [_listed(use, facts)]
+
+
+def _listed(words: str, facts: Sequence[str]) -> str:
+    return "\n".join([f"{words}\n", *(f"- {fact}" for fact in facts)])

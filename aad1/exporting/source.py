@@ -14,13 +14,15 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from aad1.errors import UserError
 from aad1.evaluation.report import Report, read_report
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.models.checkpoint_io import WanFolder, open_folder, read_json, recast, write_json
+from aad1.models.checkpoint_io import WanFolder, open_folder, our_window, read_json, recast, write_json
 from aad1.models.conversion import REPORT
+from aad1.models.loading import reading, refuse_other_weights
 from aad1.models.weights import SUFFIXES, Stored, tensors_of
 from aad1.streaming.student import student_folder
 from aad1.workspace import model_path
 
 TRANSFORMER = "transformer"
+COMPONENTS = ("vae", "text_encoder", "tokenizer")  # of a pipeline, besides the transformer
 INDEXES = "*.safetensors.index.json"
 BLOCK = 2**24  # bytes copied at a time
 
@@ -51,7 +53,7 @@ class ExportSource:
         """The student without weights (on the meta device): its whole config, names and shapes."""
         config = CausalWanTransformer3DModel.load_config(self.student, local_files_only=True)
         with torch.device("meta"):
-            model = CausalWanTransformer3DModel.from_config(config)
+            model = CausalWanTransformer3DModel.from_config(config, **our_window(config))
         assert isinstance(model, CausalWanTransformer3DModel)
         return model
 
@@ -73,7 +75,7 @@ class ExportSource:
     @property
     def bytes(self) -> int:
         """Of everything that an export with all parts copies."""
-        parts = [self.student, *(self.folder.path / part for part in ("vae", "text_encoder", "tokenizer", "scheduler"))]
+        parts = [self.student, *(self.folder.path / part for part in (*COMPONENTS, "scheduler"))]
         return sum(file.stat().st_size for part in parts for file in part.rglob("*") if file.is_file())
 
     # --- copying ------------------------------------------------------------------------------
@@ -179,11 +181,5 @@ def _spare(part: Path) -> set[Path]:
 
 def _check_weights(source: ExportSource) -> None:
     """Raise UserError where the student's files lack a weight, hold another or one of another shape."""
-    wanted = {name: tuple(value.shape) for name, value in source.skeleton.state_dict().items()}
-    found = {name: one.shape for name, one in source.stored.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"'{source.student}' is damaged or of another model: its config.json asks for {name} of shape "
-                f"{wanted.get(name)}, its weights have {found.get(name)}; export or convert it again"
-            )
+    with reading(source.student):
+        refuse_other_weights(source.skeleton, source.stored)

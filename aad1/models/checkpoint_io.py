@@ -107,10 +107,9 @@ class WanFolder:
             UserError: when it cannot be read or does not fit them.
         """
         self.check_fit(path)
-        own = read_json(path / "config.json")
-        if own.get(SINK_COUNTED):
-            config = {"local_attn_size": own["local_attn_size"] - own["sink_size"], **config}
-        return whole_model(cls, path, self.dtype, self.device, **config)
+        return whole_model(
+            cls, path, self.dtype, self.device, **{**our_window(read_json(path / "config.json")), **config}
+        )
 
     def check_fit(self, path: Path) -> None:
         """Raise UserError when the transformer at ``path`` was not made for this VAE and text encoder."""
@@ -230,6 +229,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"'{path}' does not hold a JSON object")
     return found
+
+
+def our_window(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a transformer's config we count otherwise than whoever wrote it: a window that counts the sink."""
+    counted = config.get(SINK_COUNTED)
+    return {"local_attn_size": config["local_attn_size"] - config["sink_size"]} if counted else {}
 
 
 # --- hashing ---------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def whole_model(cls: Any, path: Path, dtype: torch.dtype, device: str, **config:
     with quietly(), reading(path):
         model = _without_weights(cls, path, config)
         stored = tensors_of(path)
-        _refuse_misfit(model, stored)
+        refuse_other_weights(model, stored)
         model.load_state_dict(_read(model, stored, dtype, device), assign=True, strict=False)
         if not isinstance(model, ModelMixin):
             model.tie_weights()
@@ -56,7 +56,8 @@ def _without_weights(cls: Any, path: Path, config: Mapping[str, Any]) -> Any:
         hook.remove()
 
 
-def _refuse_misfit(model: Any, stored: Mapping[str, Stored]) -> None:
+def refuse_other_weights(model: Any, stored: Mapping[str, Stored]) -> None:
+    """Raise ValueError where stored weights are not those of the model, by name and shape."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     for what, names in (("missing", wanted.keys() - stored.keys()), ("unexpected", stored.keys() - wanted.keys())):

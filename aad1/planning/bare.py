@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from aad1.assembly import Assembly
+from aad1.assembly import Assembly, picture_latents
 from aad1.data.latents import LatentStore
 from aad1.errors import UserError
 from aad1.models.checkpoint_io import Transformer, WanFolder, refuse_misfit
@@ -167,13 +167,8 @@ class BareAssembly(Assembly):
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Channels, frames, height and width of a clip's latents; raises UserError when the clip does not fit."""
         shape, data = geometry(self.vae), self.recipe.data
-        height, width = shape.latent_size(*data.size)
         _, rows, columns = self.configs.transformer.get("patch_size", (1, 2, 2))
-        if height % rows or width % columns:
-            raise UserError(
-                f"a picture of {data.size[1]}x{data.size[0]} does not fit the transformer: width must be a multiple of "
-                f"{columns * shape.spatial} and height of {rows * shape.spatial}"
-            )
+        height, width = picture_latents(data.size, shape, (rows, columns))
         return shape.channels, shape.latent_frames(data.frames), height, width
 
     @cached_property
