@@ -22,6 +22,7 @@ ORDER = (
     "models",
     ("rollout", "teacher_sampling"),
     "objectives",
+    "parallel",
     "training",
     "stages",
     "recipe",

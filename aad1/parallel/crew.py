@@ -1,0 +1,94 @@
+"""The processes that train together: this one's place among them, and what they tell each other.
+
+Every method is a meeting: all processes call it, in the same order. One process alone meets nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from aad1.errors import UserError
+
+Said = TypeVar("Said")
+
+
+class SharedError(UserError):
+    """A mistake that every process of a crew has learnt of: one of them says so, for all."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """``rank`` of ``ranks`` processes, of which ``groups`` groups work on samples of their own.
+
+    Ranks of a group share every sample: they see the same data and draw the same noise. control: the process group
+    (gloo, so between CPUs) that messages go through; None for one process alone.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    group: int = 0
+    groups: int = 1
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what is written once, and shows the progress."""
+        return self.rank == 0
+
+    def gather(self, value: Said) -> list[Said]:
+        """What every process says, by rank."""
+        if self.control is None:
+            return [value]
+        heard: list[Any] = [None] * self.ranks
+        dist.all_gather_object(heard, value, group=self.control)
+        return heard
+
+    def tell(self, value: Said) -> Said:
+        """What the leader says."""
+        if self.control is None:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0, group=self.control)
+        return said[0]
+
+    def meet(self) -> None:
+        """Wait for all others."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so for any process."""
+        return any(self.gather(flag))
+
+    def agree(self, act: Callable[[], Said]) -> Said:
+        """Do ``act`` on every process; where it is refused on one, it is refused on all.
+
+        Raises:
+            UserError: as SharedError where there are others, with what the first of those that refused says.
+        """
+        if self.control is None:
+            return act()
+        done, refusal = None, None
+        try:
+            done = act()
+        except UserError as error:
+            refusal = str(error)
+        self.refuse(self.gather(refusal))
+        return done  # type: ignore[return-value]
+
+    def refuse(self, refusals: Sequence[str | None]) -> None:
+        """Raise SharedError with the first of these refusals, by rank, if there is one; it names the ranks if not all.
+
+        All processes must have the same list.
+        """
+        found = [rank for rank, refusal in enumerate(refusals) if refusal is not None]
+        if found:
+            who = "" if len(found) == self.ranks else f"rank {', '.join(map(str, found))} of {self.ranks}: "
+            raise SharedError(f"{who}{refusals[found[0]]}")
+
+
+ALONE = Crew()
