@@ -8,10 +8,12 @@ import math
 import multiprocessing
 import multiprocessing.forkserver as forkserver
 import os
+import pickle
 import random
 import resource
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +29,8 @@ from torch import Tensor, nn
 
 from aad1.data.order import Sampler
 from aad1.errors import UserError
-from aad1.training import checkpoint, loop, metrics
-from aad1.training.checkpoint import load_last
+from aad1.training import checkpoint, loop, metrics, tensor_files
+from aad1.training.checkpoint import Checkpoints, find, last_whole
 from aad1.training.loop import CHECKPOINTS, Interrupted, LoopConfig, Loss, Run, Turn
 from aad1.training.metrics import MetricsLog, read_metrics
 from aad1.training.motion_guard import GuardConfig, MotionGuard
@@ -98,6 +100,9 @@ class ToyStage:
         (samples / f"{step}.txt").write_text("a picture")
         return {name: total(player.parameters) for name, player in self.players.items()}
 
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        return None
+
     def stop_reason(self) -> str | None:
         return "enough" if self.stop_at is not None and self.seen >= self.stop_at else None
 
@@ -125,9 +130,14 @@ def run(folder: Path, stage: ToyStage | None = None, resume: bool = False, **cha
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    found = load_last(folder / CHECKPOINTS)
+    """Values and tensors of the last checkpoint, the tensors by the names they have in the files."""
+    found = last_whole(folder / CHECKPOINTS)
     assert found is not None
-    return found[1]
+    tensors = {
+        name: torch.empty(kind.shape, dtype=kind.dtype) for name, kind in tensor_files.kinds_in(found.path).items()
+    }
+    tensor_files.read_into(found.path, tensors)
+    return {"values": found.values, **tensors}
 
 
 def steps_kept(folder: Path) -> list[int]:
@@ -242,7 +252,8 @@ def interrupt_at(step: int, number: int = signal.SIGINT, times: int = 1) -> Call
 def test_a_crashed_run_resumes_bit_for_bit(tmp_path: Path, unbroken: Path, step: int) -> None:
     with pytest.raises(Crash):
         run(tmp_path, ToyStage(crash_at(step, "two")))
-    assert (load_last(tmp_path / CHECKPOINTS) or (0, {}))[0] == step // 3 * 3
+    found = last_whole(tmp_path / CHECKPOINTS)
+    assert (found.step if found else 0) == step // 3 * 3
     run(tmp_path, resume=True)
     assert_same_run(tmp_path, unbroken)
 
@@ -346,21 +357,29 @@ def test_another_stages_run_is_refused(tmp_path: Path) -> None:
 # --- checkpoints -----------------------------------------------------------------------------
 
 
+TENSORS = "__0_0.distcp"
+
+
 def truncate(path: Path) -> None:
-    state = path / "state.pt"
+    state = path / TENSORS
     state.write_bytes(state.read_bytes()[:1000])
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray((path / "state.pt").read_bytes())
+def flip_a_bit(path: Path, file: str = TENSORS) -> None:
+    data = bytearray((path / file).read_bytes())
     data[len(data) // 2] ^= 1
-    (path / "state.pt").write_bytes(data)
+    (path / file).write_bytes(data)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated state": truncate,
     "flipped bit": flip_a_bit,
-    "no state": lambda path: (path / "state.pt").unlink(),
+    "flipped bit of the tensors' places": lambda path: flip_a_bit(path, ".metadata"),
+    "another digit in the meta": lambda path: (path / "meta.json").write_text(
+        (path / "meta.json").read_text().replace('"updates": 9', '"updates": 8')
+    ),
+    "no state": lambda path: (path / TENSORS).unlink(),
+    "no places": lambda path: (path / ".metadata").unlink(),
     "no meta": lambda path: (path / "meta.json").unlink(),
     "half a meta": lambda path: (path / "meta.json").write_text('{"format": 2, "st'),
     "a meta of another kind": lambda path: (path / "meta.json").write_text("[1]"),
@@ -407,19 +426,79 @@ def test_a_torn_later_checkpoint_never_costs_a_new_one(tmp_path: Path, keep: int
 
 
 def test_debris_of_a_killed_save_is_cleared(tmp_path: Path) -> None:
-    debris = tmp_path / CHECKPOINTS / ".writing-00000002" / "state.pt"
+    debris = tmp_path / CHECKPOINTS / ".writing-00000002" / TENSORS
     debris.parent.mkdir(parents=True)
     debris.write_bytes(b"half")
     run(tmp_path, steps=3)
     assert [p.name for p in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000003"]
 
 
-def test_a_checkpoint_of_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", [3, 99])
+def test_a_checkpoint_of_another_format_is_not_guessed_at(tmp_path: Path, format: int) -> None:
     run(tmp_path, steps=3)
     meta = tmp_path / CHECKPOINTS / "step-00000003" / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99; this version reads 3"):
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": format}))
+    with pytest.raises(UserError, match=f"format {format}; this version reads 4: go on with the version that wrote"):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"width": HIDDEN + 1}, r"players/one/average/0\.bias is \[16\] float32 there and \[17\] float32 here"),
+        ({"optimizers": {"one": replace(ADAM, ema=0.0), "two": MUON}}, r"it holds players/one/average/0\.bias, which"),
+        ({"optimizers": {"one": ADAM, "two": ADAM}}, r"it lacks players/two/average/0\.bias \[16\] float32"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    run(tmp_path, steps=3)
+    with pytest.raises(UserError, match=f"step-00000003 is of another model: {said}") as error:
+        run(tmp_path, ToyStage(**changed), resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_reading_runs_no_code_of_a_checkpoint(tmp_path: Path) -> None:
+    """torch unpickles ``.metadata`` with whatever it names."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "boom",)
+
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(pickle.UnpicklingError, match="does not belong there"):
+        tensor_files.kinds_in(tmp_path)
+    with pytest.raises(pickle.UnpicklingError, match="does not belong there"):
+        tensor_files.read_into(tmp_path, {"a": torch.zeros(2)})
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_state_may_change_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is of the moment of the call; the memory of the copies serves the next save too."""
+    begun, go, places = threading.Event(), threading.Event(), []
+
+    def slow(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
+        places.append(tensors["a/b"].data_ptr())
+        begun.set()
+        assert go.wait(60)
+        write(folder, tensors, group)
+
+    write = checkpoint.write_spread
+    monkeypatch.setattr(checkpoint, "write_spread", slow)
+    saved = Checkpoints(tmp_path, keep=5)
+    state = {"a": {"b": torch.arange(4.0), "list": [1, (2, 3)]}, "n": 1}
+    saved.save(1, state)
+    assert begun.wait(60)
+    saved.poll()
+    state["a"]["b"] += 10  # type: ignore[index]
+    go.set()
+    saved.save(2, state | {"n": 2})
+    saved.wait()
+    saved.close()
+    for step, shift in ((1, 0), (2, 10)):
+        found = find(tmp_path, step).into({"a": {"b": torch.zeros(4)}})
+        assert found["a"]["b"].tolist() == [shift + i for i in range(4)]
+        assert (found["n"], found["a"]["list"]) == (step, [1, [2, 3]])
+    assert places[0] == places[1]
 
 
 # --- a full disk -----------------------------------------------------------------------------
@@ -429,7 +508,7 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["write_tensors", "sync", "rename", "meta"])
+@pytest.mark.parametrize("where", ["write_spread", "sync", "rename", "meta"])
 def test_a_full_disk_while_saving(tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     with pytest.raises(Crash):
         run(tmp_path, ToyStage(crash_at(7, "one")))
@@ -512,16 +591,17 @@ def die_at(operation: int) -> None:
 
         return call
 
-    def write_in_halves(path: Path, value: Any) -> None:
+    def write_in_halves(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
         tick()
-        write(path, value)
+        write(folder, tensors, group)
+        path = folder / TENSORS
         data = path.read_bytes()
         path.write_bytes(data[: len(data) // 2])
         tick()
         path.write_bytes(data)
 
-    write = checkpoint.write_tensors
-    checkpoint.write_tensors = write_in_halves
+    write = checkpoint.write_spread
+    checkpoint.write_spread = write_in_halves
     checkpoint.sync = ticking(checkpoint.sync)
     checkpoint.shutil.rmtree = ticking(checkpoint.shutil.rmtree)
     Path.rename = ticking(Path.rename)  # type: ignore[method-assign]
@@ -564,7 +644,7 @@ def test_killed_at_every_step_of_saving_it_resumes_bit_for_bit(tmp_path: Path, p
             break
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # what is in place is always whole
-            found = load_last(tmp_path / "killed" / CHECKPOINTS)
+            found = last_whole(tmp_path / "killed" / CHECKPOINTS)
         assert found is not None or operation < 14, "a checkpoint was lost"
     assert exits[-1] == 0
     assert set(exits[:-1]) == {-signal.SIGKILL}
@@ -627,7 +707,7 @@ def test_a_run_that_diverges_stops_before_it_spoils_anything(
 
 
 def test_divergence_on_a_full_disk_is_still_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(loop, "write_tensors", full)
     with pytest.raises(UserError, match=r"diverged at step 1 .*could not be saved .No space left"):
         run(tmp_path, spoil(ToyStage(), 1, math.nan))
 
