@@ -33,7 +33,7 @@ from aad1.training import checkpoint, loop, metrics, tensor_files
 from aad1.training.checkpoint import Checkpoints, find, last_whole
 from aad1.training.loop import CHECKPOINTS, Interrupted, LoopConfig, Loss, Run, Turn
 from aad1.training.metrics import MetricsLog, read_metrics
-from aad1.training.motion_guard import GuardConfig, MotionGuard
+from aad1.training.motion_guard import GuardConfig, MotionGuard, merit
 from aad1.training.player import OptimizerConfig, Player
 from aad1.training.randomness import generator_for
 
@@ -501,6 +501,84 @@ def test_a_state_may_change_while_it_is_written(tmp_path: Path, monkeypatch: pyt
     assert places[0] == places[1]
 
 
+# --- the best --------------------------------------------------------------------------------
+
+
+@dataclass
+class JudgedStage(ToyStage):
+    """Its third evaluation is the best, though not the highest number that was measured."""
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        return {"rho": {2: 0.5, 4: math.nan, 6: 0.9, 8: 0.8, 10: 0.9}.get(step, 3.0), "kappa": 1.0}
+
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        return merit(measured)
+
+
+def judged(folder: Path, stage: ToyStage | None = None, resume: bool = False) -> Run:
+    return run(folder, stage or JudgedStage(), resume, evaluate_every=2, save_every=5, keep=1)
+
+
+def test_the_best_checkpoint_stays_and_a_resumed_run_remembers_it(tmp_path: Path) -> None:
+    judged(tmp_path / "unbroken")
+    with pytest.raises(Crash):
+        judged(tmp_path / "broken", JudgedStage(crash_at(7, "one")))
+    assert steps_kept(tmp_path / "broken") == [6]
+    (tmp_path / "broken" / CHECKPOINTS / "best.json").unlink()  # as if killed before it was written
+    judged(tmp_path / "broken", resume=True)
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+    for folder in (tmp_path / "broken", tmp_path / "unbroken"):
+        assert steps_kept(folder) == [6, 12]
+        best = json.loads((folder / CHECKPOINTS / "best.json").read_text())
+        assert best == {"step": 6, "merit": 0.9, "measured": {"rho": 0.9, "kappa": 1.0}}
+        assert find(folder / CHECKPOINTS, "best").step == 6
+        assert find(folder / CHECKPOINTS, "last").step == find(folder / CHECKPOINTS, 12).step == 12
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        judged(tmp_path, JudgedStage(crash_at(11, "one")))
+    assert steps_kept(tmp_path) == [6, 10]
+    shutil.rmtree(tmp_path / CHECKPOINTS / "step-00000006")
+    resumed = Run(JudgedStage(), replace(CONFIG, evaluate_every=2, save_every=5, keep=1), tmp_path, 1, resume=True)
+    resumed.train()
+    assert resumed.checkpoints.best is not None
+    assert resumed.checkpoints.best.step == 12
+
+
+def test_what_is_asked_for_and_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no readable checkpoint in .*; give the folder of a run"):
+        find(tmp_path, "last")
+    run(tmp_path, steps=6)
+    with pytest.raises(UserError, match=r"has no best.json: .*take the last one"):
+        find(tmp_path / CHECKPOINTS, "best")
+    with pytest.raises(UserError, match="no checkpoint of step 5; there are 3, 6"):
+        find(tmp_path / CHECKPOINTS, 5)
+    truncate(tmp_path / CHECKPOINTS / "step-00000003")
+    with pytest.raises(UserError, match=r"step-00000003 is not readable: .* does not match its digest; take another"):
+        find(tmp_path / CHECKPOINTS, 3)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ({"rho": 1.0, "kappa": 1.0}, 1.0),
+        ({"rho": 0.5, "kappa": 0.8}, 0.4),
+        ({"rho": 2.0, "kappa": 1.7}, 0.5),
+        ({"rho": 0.0, "kappa": 1.0}, 0.0),
+        ({"rho": 0.5, "kappa": 1.0, "grid": 2.0}, 0.25),
+        ({"rho": 1.0, "kappa": 1.0, "grid": 0.7}, 1.0),
+        ({"rho": 0.5, "kappa": 1.0, "quality": 60.0, "presence": 0.5, "grid": 9.0}, 0.15),
+        ({"rho": 1.0, "kappa": math.nan}, None),
+        ({"rho": 1.0}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_merit_is_motion_times_pictures(measured: dict[str, float], expected: float | None) -> None:
+    assert merit(measured) == (None if expected is None else pytest.approx(expected))
+
+
 # --- a full disk -----------------------------------------------------------------------------
 
 
@@ -526,6 +604,16 @@ def test_a_full_disk_while_saving(tmp_path: Path, unbroken: Path, monkeypatch: p
     assert not list((tmp_path / CHECKPOINTS).glob(".*"))
     run(tmp_path, resume=True)
     assert_same_run(tmp_path, unbroken)
+
+
+def test_a_save_that_fails_is_told_within_a_step_and_not_hours_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "write_spread", full)
+    stage = ToyStage(lambda turn: time.sleep(0.2))
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-00000003: No space left"):
+        run(tmp_path, stage, evaluate_every=0, steps=1000)
+    assert stage.seen <= 5 * 3 * CONFIG.accumulate
 
 
 def test_a_disk_that_really_takes_no_more(tmp_path: Path) -> None:
