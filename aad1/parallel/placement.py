@@ -9,6 +9,7 @@ computed stays the same, but for rounding.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -107,6 +108,8 @@ class Placement:
                 if role in self.config.compile:
                     transformer.compile_blocks()
         if self.shards is not None:
+            # Keys, values and logits leave as views, which nobody changes in place.
+            warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
             self.split_blocks(module, role)
             self._split(module, role)
             for name in ALSO_CALLED:
