@@ -1,7 +1,7 @@
 """The command line: making models, generating and serving with them, measuring them.
 
-Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 3 a run in trouble (doctor),
-130 interrupted.
+Exit codes: 0 done (or saved and left, as a scheduler asked), 1 a fault of ours, 2 a mistake the user can mend (one line
+on stderr), 3 a run in trouble (doctor), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
+from aad1.data.team import torchrun_team
 from aad1.errors import UserError, nearest
+from aad1.parallel.crew import SharedError
 from aad1.runtime import keep_freed_memory
-from aad1.training.loop import Interrupted
+from aad1.training.loop import Interrupted, Preempted
 
 DESCRIPTION = """One-step streaming image-to-video, distilled: AAD-1.
 
@@ -108,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        complain(line)
+        if torchrun_team().leads or not isinstance(error, SharedError | Interrupted):  # one says what all know
+            complain(line)
         return code
 
 
@@ -144,6 +147,8 @@ def _unboxed(box: str) -> str:
 
 def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:
     """Exit code and line for what went wrong; ``goes_on``: whether the command can be continued."""
+    if isinstance(error, Preempted):
+        return 0, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         kept = "what was finished is kept: the same command goes on, with --resume where it has that option"
         return 130, str(error) or f"interrupted; {kept if goes_on else 'nothing was written'}"

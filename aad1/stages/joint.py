@@ -18,6 +18,7 @@ from aad1.stages.batches import ClipBatch, LatentClips, roll_batch
 from aad1.stages.dmd_warmup import ScoreDistillation
 from aad1.training.loop import Loss, Turn
 from aad1.training.player import Player
+from aad1.training.randomness import Draws
 
 
 @dataclass
@@ -42,7 +43,7 @@ class JointStage(PlainStage):
         """The fake score's updates, then the game's turns."""
         return ("fake_score",) * self.scores.config.fake_score_updates + tuple(self.game.turns(step))
 
-    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: ClipBatch, noise: Draws) -> Loss:
         """Eq. 5 for the fake score, Eq. 8 and 10 for the critic, Eq. 9 + weight x Eq. 6 for the generator."""
         if turn.player == "critic":
             return self.game.loss(turn, batch, noise)
@@ -57,7 +58,7 @@ class JointStage(PlainStage):
         value = realism.value + self.game.config.dmd_weight * matching.value
         return Loss(value, {**realism.metrics, **matching.metrics})
 
-    def _rolled(self, batch: ClipBatch, noise: torch.Generator) -> torch.Tensor:
+    def _rolled(self, batch: ClipBatch, noise: Draws) -> torch.Tensor:
         return roll_batch(self.game.generator_model, batch, self.game.levels, noise)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
