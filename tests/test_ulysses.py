@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 import pytest
@@ -20,6 +20,8 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.context import Context
 from aad1.models.critic import Critic
 from aad1.models.layout import WHOLE
+from aad1.parallel.crew import Crew
+from aad1.parallel.placement import ComputeConfig, Grid, placed
 from aad1.parallel.ulysses import Ulysses, check_context_parallel, dealt, spread_sequences
 from aad1.rollout import roll_clip
 
@@ -189,22 +191,33 @@ def test_outputs_and_gradients_are_those_of_one_process(
         assert not {what: error for what, error in said.items() if not error < limit}
 
 
-def of_two_groups() -> float:
-    """Ranks 0 and 2 share one clip, 1 and 3 another: the mean over all ranks is the mean of the clips' gradients."""
+def of_two_samples(split: bool, name: str) -> float:
+    """Two groups of two ranks have a clip each, with weights of their own or split over all four ranks by FSDP.
+
+    The mean over all ranks is the mean of the clips' gradients.
+    """
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
-    own = dist.get_rank() % 2
-    model, clips, text = build(2), [clip((4, 6), seed) for seed in (1, 2)], text_of(BATCH)
+    own, (make, run) = dist.get_rank() % 2, RUNS[name]
+    model, clips, text = make(2).double(), [clip((4, 6), seed).double() for seed in (1, 2)], text_of(BATCH).double()
     with throughout(torch.float64):
-        alone = [graded(model.double(), block_causal, latents.double(), text.double()) for latents in clips]
+        alone = [graded(model, run, latents, text) for latents in clips]
+        if split:
+            crew = Crew(dist.get_rank(), 4, control=dist.group.WORLD)
+            placed(ComputeConfig(), Grid(1, 4, 1), crew, torch.device("cpu")).finish(model, "critic")
         spread_sequences(model, groups[own])  # type: ignore[arg-type]
-        found = graded(model, block_causal, clips[own].double(), text.double())
-    means = {name: (gradient + alone[1].shared[name]) / 2 for name, gradient in alone[0].shared.items()}
-    found, expected = found._replace(shared=averaged(found.shared)), alone[own]._replace(shared=means)
-    return max(errors(found, expected).values())
+        found = graded(model, run, clips[own], text)
+    weights = {n: cast(Any, g).full_tensor() if split else g for n, g in found.shared.items() if n != "text"}
+    found = found._replace(shared=weights if split else averaged(weights))
+    means = {n: (alone[0].shared[n] + alone[1].shared[n]) / 2 for n in weights}
+    return max(errors(found, alone[own]._replace(shared=means)).values())
 
 
-def test_groups_work_on_samples_of_their_own(tmp_path: Path) -> None:
-    assert max(on_ranks(of_two_groups, 4, tmp_path)) < 1e-12
+@pytest.mark.parametrize(
+    ("split", "name"), [(False, "block_causal"), (True, "checkpointed rollout"), (True, "checkpointed critic")]
+)
+def test_groups_work_on_samples_of_their_own(tmp_path: Path, split: bool, name: str) -> None:
+    limit = 1e-6 if split else 1e-12  # FSDP is told to add up gradients in float32
+    assert max(on_ranks(of_two_samples, 4, tmp_path, split, name)) < limit
 
 
 def compiled_and_in_half_precision() -> tuple[float, float, float]:
@@ -254,6 +267,7 @@ def held() -> Held:
         "join": torch.equal(layout.join(parts, 6), whole),
         "tokens": torch.equal(layout.to_tokens(read), parts),
         "many": all(map(torch.equal, layout.to_heads(parts, 2 * parts, tokens=6), (read, 2 * read))),
+        "apart": len({x.untyped_storage().data_ptr() for x in layout.to_heads(parts, parts, tokens=6)}) == 2,
     }
     spread_sequences(model, layout.group)
     (features,) = model.features(clip((4, 6)), levels(clip((4, 6))), text_of(BATCH), [1], "full")

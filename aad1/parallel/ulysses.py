@@ -55,13 +55,13 @@ class Ulysses(Layout):
     def to_heads(self, *parts: Tensor, tokens: int) -> tuple[Tensor, ...]:
         """[batch, frames, own tokens, heads, head_dim] -> [batch, frames, tokens, own heads, head_dim], each."""
         given, taken = self._heads(parts[0].shape[HEADS]), self._tokens(tokens)
-        return _Exchange.apply(torch.stack(parts), given, taken, self.group).unbind()
+        return _Exchange.apply(given, taken, self.group, *parts)
 
     @torch.compiler.disable
     def to_tokens(self, x: Tensor) -> Tensor:
         """[batch, frames, tokens, own heads, head_dim] -> [batch, frames, own tokens, heads, head_dim]."""
         given, taken = self._tokens(x.shape[FRAME_TOKENS]), self._heads(x.shape[HEADS] * self.group.size())
-        return _Exchange.apply(x, given, taken, self.group)
+        return _Exchange.apply(given, taken, self.group, x)[0]
 
     def _tokens(self, count: int) -> Deal:
         return Deal(FRAME_TOKENS, dealt(count, self.group.size()))
@@ -126,13 +126,13 @@ class _Exchange(torch.autograd.Function):
     """Parts along one axis for parts along another. Backward: the exchange undone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, given: Deal, taken: Deal, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, given: Deal, taken: Deal, group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.undo = taken, given, group
-        return _exchanged(x, given, taken, group)
+        return _exchanged(given, taken, group, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchanged(gradient, *ctx.undo), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_exchanged(*ctx.undo, *gradients)
 
 
 # --- collectives -----------------------------------------------------------------------------
@@ -153,15 +153,19 @@ def _gathered(x: Tensor, whole: int, group: dist.ProcessGroup) -> Tensor:
     return torch.cat([part[:size].movedim(0, 2) for part, size in zip(received, sizes, strict=True)], dim=2)
 
 
-def _exchanged(x: Tensor, given: Deal, taken: Deal, group: dist.ProcessGroup) -> Tensor:
-    """Give each rank its part of ``x`` along one axis, take every rank's of own part, and put these in a row."""
-    sent = torch.cat([part.flatten() for part in x.split(given.sizes, dim=given.axis)])
-    shape = list(x.shape)
+def _exchanged(given: Deal, taken: Deal, group: dist.ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Give each rank its part along one axis, take every rank's of own part, and put these in a row along another.
+
+    Tensors of one shape travel together and arrive apart: a view of them all would keep all of them for a backward.
+    """
+    pieces = zip(*(x.split(given.sizes, dim=given.axis) for x in tensors), strict=True)
+    sent = torch.cat([piece.flatten() for of_one in pieces for piece in of_one])
+    shape = list(tensors[0].shape)
+    sent_lengths = [sent.numel() // shape[given.axis] * size for size in given.sizes]
     shape[given.axis] = given.sizes[group.rank()]
-    shapes = [[*shape[: taken.axis], size, *shape[taken.axis :][1:]] for size in taken.sizes]
+    shapes = [[len(tensors), *shape[: taken.axis], size, *shape[taken.axis :][1:]] for size in taken.sizes]
     lengths = [torch.Size(s).numel() for s in shapes]
-    received = x.new_empty(sum(lengths))
-    sent_lengths = [x.numel() // x.shape[given.axis] * size for size in given.sizes]
+    received = sent.new_empty(sum(lengths))
     dist.all_to_all_single(received, sent, lengths, sent_lengths, group=group)
-    parts = zip(received.split(lengths), shapes, strict=True)
-    return torch.cat([part.view(s) for part, s in parts], dim=taken.axis)
+    parts = [part.view(s) for part, s in zip(received.split(lengths), shapes, strict=True)]
+    return tuple(torch.cat(one, dim=taken.axis) for one in zip(*parts, strict=True))
