@@ -79,13 +79,14 @@ def spread_sequences(module: nn.Module, group: dist.ProcessGroup) -> None:
 
 def check_context_parallel(heads: int, tokens: int, ranks: int) -> None:
     """Raise UserError unless a model's heads and a latent frame's tokens can be spread over so many ranks."""
-    if heads % ranks or tokens < ranks:
-        wrong = f"does not divide the model's {heads} heads" if heads % ranks else f"is more than the {tokens} tokens"
+    wrong = ""
+    if heads % ranks:
+        wrong = f"does not divide the model's {heads} heads"
+    elif tokens < ranks:
+        wrong = f"is more than the {tokens} tokens of a latent frame"
+    if wrong:
         allowed = [n for n in range(1, min(heads, tokens) + 1) if heads % n == 0]
-        raise UserError(
-            f"context parallelism over {ranks} ranks {wrong}{'' if heads % ranks else ' of a latent frame'}; "
-            f"allowed: {', '.join(map(str, allowed))}"
-        )
+        raise UserError(f"context parallelism over {ranks} ranks {wrong}; allowed: {', '.join(map(str, allowed))}")
 
 
 def dealt(count: int, ranks: int) -> list[int]:
