@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ Command = (
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
+LAST_WORD = 5.0  # seconds
 GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
 
@@ -110,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        if torchrun_team().leads or not isinstance(error, SharedError | Interrupted):  # one says what all know
+        if isinstance(error, SharedError | Interrupted) and not torchrun_team().leads:
+            time.sleep(LAST_WORD)  # torchrun ends all as soon as one has ended: let the leader say what all know
+        else:
             complain(line)
         return code
 
