@@ -2,7 +2,7 @@
 
     python benchmarks/rollout_memory.py                                        # the embedded student
     python benchmarks/rollout_memory.py --shape 1.3b --latent 16 16            # random weights, fewer blocks
-    python benchmarks/rollout_memory.py --shape 1.3b --blocks 30 --latent 60 104 --planned --chunks 3 10
+    python benchmarks/rollout_memory.py --shape 1.3b --blocks 4 --latent 60 104 --planned --chunks 3 10
     python benchmarks/rollout_memory.py --seconds 7 --chunks 10                # time instead of memory
 
 d loss / d clip is given: what critic or scores hold to find it is left out. Bytes at the peak are beyond weights,
@@ -66,8 +66,8 @@ def main() -> None:
     torch.manual_seed(0)
     measure = timed if given.seconds else planned if given.planned else measured
     device = META if given.planned else pick_device(given.device)
-    result = {chunks: measure(given, device, chunks) for chunks in given.chunks}
-    print(json.dumps(result, indent=1))
+    for chunks in given.chunks:
+        print(json.dumps({"chunks": chunks, **measure(given, device, chunks)}), flush=True)
 
 
 def build(given: argparse.Namespace, device: torch.device) -> CausalWanTransformer3DModel:
