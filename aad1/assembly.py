@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -26,7 +27,7 @@ from aad1.data.prepare import SourceClip, clip_work, file_clips, require_clips, 
 from aad1.data.selection import WHATEVER, Picked, Selection, Size
 from aad1.data.sources import find_clips
 from aad1.data.store import Manifest
-from aad1.data.team import ALONE, Helpers, Team
+from aad1.data.team import ALONE, Helpers, Team, torchrun_team
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.files import reason_and_remedy, write_atomic
@@ -45,6 +46,9 @@ from aad1.models.critic import Critic
 from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import Geometry, encode_video, geometry
+from aad1.parallel.launch import joined, require_alike, require_shared, software
+from aad1.parallel.placement import HERE, Placement, Role
+from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
 from aad1.runtime import pick_device
@@ -72,6 +76,7 @@ RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 CLIPS, COUNT = "clips", "clip count"
 Phase = Callable[[str], AbstractContextManager[Any]]
 RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
+CHANGES_RESULTS = ("compute.precision",)
 CAPTIONS_AT_ONCE = 32
 Prepared = Literal["clips", "trajectories"]
 TITLES: dict[Prepared, str] = {"clips": "Encoding clips", "trajectories": "Denoising trajectories"}
@@ -156,7 +161,23 @@ def for_team(recipe: Recipe, team: Team) -> Recipe:
 
 def _help(recipe: Recipe, workspace: Workspace, what: Prepared, team: Team) -> None:
     """One helper's part of preparing ``what``."""
-    Assembly(for_team(recipe, team), workspace, team).follow(what)
+    Assembly(recipe, workspace, team).follow(what)
+
+
+@contextmanager
+def assembled(recipe: Recipe, workspace: Workspace) -> Iterator[Assembly]:
+    """The assembly of a process that trains: alone, or one of those that torchrun has started.
+
+    Raises:
+        UserError: when there are not GPUs enough, when the processes do not fill the grid that the recipe wants, differ
+            in code or recipe, or do not share the workspace's folder.
+    """
+    team = torchrun_team()
+    with joined(recipe.compute, team, pick_device(for_team(recipe, team).device)) as placement:
+        values = hashlib.sha256(json.dumps(as_dict(recipe), sort_keys=True).encode()).hexdigest()[:12]
+        require_alike(placement.crew, {**software(), "recipe": values})
+        require_shared(placement.crew, workspace.root)
+        yield Assembly(recipe, workspace, team, placement)
 
 
 def picture_latents(size: Size, shape: Geometry, patch: tuple[int, int]) -> Size:
@@ -177,11 +198,13 @@ class Assembly:
     recipe: Recipe
     workspace: Workspace
     team: Team = ALONE
+    placement: Placement = HERE
 
     def __post_init__(self) -> None:
-        self.device = pick_device(self.recipe.device)
-        if self.recipe.threads:
-            torch.set_num_threads(self.recipe.threads)
+        own = for_team(self.recipe, self.team)
+        self.device = pick_device(own.device)
+        if own.threads:
+            torch.set_num_threads(own.threads)
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -205,9 +228,21 @@ class Assembly:
         """Identifies the autoencoder that a store was made with."""
         return folder_hash(self.folder.path / "vae")
 
-    def teacher(self) -> CausalWanTransformer3DModel:
-        """A fresh copy of the teacher, with the student's chunk, window, sink, passes and size in its config."""
-        return self.folder.transformer(CausalWanTransformer3DModel, **self._student_config())
+    def teacher(self, role: Role | None = None) -> CausalWanTransformer3DModel:
+        """A fresh copy of the teacher, with the student's chunk, window, sink, passes and size in its config.
+
+        With a ``role`` its blocks are split over the processes that train; ``placement.finish`` does the rest.
+        """
+        return self._folder_for(role).transformer(CausalWanTransformer3DModel, **self._student_config())
+
+    def _folder_for(self, role: Role | None) -> WanFolder:
+        if role is None:
+            return self.folder
+        folder = replace(self.folder, prepare=partial(self.placement.split_blocks, role=role))
+        if role in self.recipe.compute.offload:
+            folder = replace(folder, device="cpu")
+        half = role == "teacher" and self.recipe.compute.precision == "bfloat16"  # frozen: it needs no float32 masters
+        return replace(folder, dtype=torch.bfloat16) if half else folder
 
     @cached_property
     def backbone(self) -> CausalWanTransformer3DModel:
@@ -217,19 +252,25 @@ class Assembly:
         return folder.transformer(CausalWanTransformer3DModel, **self._student_config()).requires_grad_(False)
 
     def _frozen_teacher(self) -> CausalWanTransformer3DModel:
-        return self.teacher() if self.recipe.lora is None else self.backbone
+        if self.recipe.lora is not None:
+            return self.backbone
+        return self.placement.finish(self.teacher("teacher").requires_grad_(False), "teacher")
 
-    def _learning_teacher(self) -> CausalWanTransformer3DModel:
+    def _learning_teacher(self, role: Role) -> CausalWanTransformer3DModel:
         """What begins as the teacher and learns: a copy of it, or adapters around the shared backbone."""
-        return self.teacher() if self.recipe.lora is None else adapted(self.backbone, self.recipe.lora)
+        return self.teacher(role) if self.recipe.lora is None else adapted(self.backbone, self.recipe.lora)
 
     def _student_config(self) -> dict[str, Any]:
         return {**as_dict(self.recipe)["student"], "size": list(self.recipe.data.size)}
 
-    def student(self, stage: str) -> CausalWanTransformer3DModel:
-        """The student that ``stage`` exported, with this recipe's config; raises UserError when it has not run."""
+    def student(self, stage: str, role: Role | None = None) -> CausalWanTransformer3DModel:
+        """The student that ``stage`` exported, with this recipe's config; raises UserError when it has not run.
+
+        ``role`` as for ``teacher``.
+        """
         path = self._student_path(stage)
-        return self.folder.transformer_at(CausalWanTransformer3DModel, path, **self._student_config())
+        folder = self._folder_for(role)
+        return folder.transformer_at(CausalWanTransformer3DModel, path, **self._student_config())
 
     def _student_path(self, stage: str) -> Path:
         path = self.workspace.student(stage)
@@ -265,6 +306,7 @@ class Assembly:
             self.recipe.student.passes,
             self.recipe.negative_prompt,
             self.device,
+            self.placement.crew,
         )
 
     def prompt(self, prompt: str) -> Tensor:
@@ -411,7 +453,8 @@ class Assembly:
 
     def _teacher_stage(self) -> Stage:
         data = LatentClips(self.clips, self.text, self.device)
-        return TeacherStage(self._section("teacher"), self.teacher(), data, self.prompt(""), self.showing)
+        teacher = self.placement.finish(self.teacher("generator"), "generator")
+        return TeacherStage(self._section("teacher"), teacher, data, self.prompt(""), self.showing)
 
     def _state_encoder_stage(self) -> Stage:
         config = self._section("state_encoder")
@@ -419,10 +462,18 @@ class Assembly:
         return StateEncoderStage(config, encoder)
 
     def _ode_init(self) -> Stage:
-        store = LatentStore(self.workspace.trajectories)
+        store, wanted = LatentStore(self.workspace.trajectories), self.recipe.trajectories
+        if self.placement.crew.leads:
+            self._check_trajectories(store)
+        data = Trajectories(store, self.text, self.device, wanted.count)
+        generator = self.placement.finish(self.teacher("generator"), "generator")
+        levels = store.manifest.extra["stored_levels"]
+        return OdeInitStage(self.recipe.ode_init, generator, data, levels, self.showing)
+
+    def _check_trajectories(self, store: LatentStore) -> None:
+        """Raise UserError unless these are the recipe's trajectories, of this teacher and these clips."""
         wanted = self.recipe.trajectories
-        held = store.manifest.extra
-        check_levels(held["stored_levels"], (*wanted.stored_levels, *self.recipe.student.passes))
+        check_levels(store.manifest.extra["stored_levels"], (*wanted.stored_levels, *self.recipe.student.passes))
         if len(store) < wanted.count:
             raise UserError(
                 f"{store.folder} holds {len(store)} trajectories, the recipe wants {wanted.count}: run "
@@ -437,13 +488,11 @@ class Assembly:
                 f"{store.folder} was made from other clips than {self.clips.folder} holds now: "
                 "delete it and run `aad1 prepare trajectories` again, or put those clips back"
             )
-        data = Trajectories(store, self.text, self.device, wanted.count)
-        return OdeInitStage(self.recipe.ode_init, self.teacher(), data, held["stored_levels"], self.showing)
 
     def _dmd_warmup(self) -> Stage:
         return DmdWarmupStage(
             self.recipe.dmd_warmup,
-            self.student(self._before("dmd_warmup")),
+            self._generator(self._before("dmd_warmup")),
             self._scores(),
             LatentClips(self.clips, self.text, self.device),
             self.recipe.student.passes,
@@ -453,14 +502,14 @@ class Assembly:
 
     def _adversarial(self) -> Stage:
         config, before = self.recipe.adversarial, self._before("adversarial")
-        generator = self.student(before)
+        generator = self._generator(before)
         # A causal critic starts from the student, a bidirectional one from the teacher.
         causal = config.critic.visibility == "block_causal"
-        backbone = self.student(before) if causal else self._learning_teacher()
+        backbone = self.student(before, "critic") if causal else self._learning_teacher("critic")
         game = AdversarialStage(
             config,
             generator,
-            self._critic(backbone).to(self.device),
+            self.placement.finish(self._critic(backbone).to(self.device), "critic"),
             LatentClips(self.clips, self.text, self.device),
             self.recipe.student.passes,
             self.showing,
@@ -470,7 +519,12 @@ class Assembly:
     def _scores(self) -> ScoreDistillation:
         """Fake score and teacher, both the folder's transformer to begin with."""
         negative = self.prompt(self.recipe.negative_prompt)
-        return ScoreDistillation(self.recipe.dmd_warmup, self._learning_teacher(), self._frozen_teacher(), negative)
+        fake_score = self.placement.finish(self._learning_teacher("fake_score"), "fake_score")
+        return ScoreDistillation(self.recipe.dmd_warmup, fake_score, self._frozen_teacher(), negative)
+
+    def _generator(self, before: str) -> CausalWanTransformer3DModel:
+        """The student that goes on learning, as the stage ``before`` exported it."""
+        return self.placement.finish(self.student(before, "generator"), "generator")
 
     def _before(self, name: str) -> str:
         """The stage whose student ``name`` begins with."""
@@ -492,19 +546,52 @@ class Assembly:
 
     @user_errors()
     def train(self, name: str, resume: bool) -> Path:
-        """Run one stage to its end; returns what it exported."""
-        folder, config = self.workspace.run(name), self._section(name)
-        begun = has_run(folder)  # one that was stopped before its first checkpoint counts for nothing
-        if begun:
-            self._check_run(folder, name, resume)
-        stage = self.stage(name)
-        if begun:
-            self._check_data(folder, stage)
-        else:
-            self._record(folder, name, stage)
+        """Run one stage to its end, with all processes of the crew; returns what it exported.
+
+        Raises:
+            UserError: when the run in the workspace may not go on; as SharedError where there is a crew.
+        """
+        folder, config, crew = self.workspace.run(name), self._section(name), self.placement.crew
+        begun = crew.tell(has_run(folder))  # one that was stopped before its first checkpoint counts for nothing
+        crew.agree(partial(self._ready, name, folder, begun and not resume))
+        stage = crew.agree(partial(self.stage, name))
+        crew.agree(partial(self._admit, name, folder, begun, stage))
+        return Run(stage, config, folder, self.recipe.seed, resume, crew).train()
+
+    def _ready(self, name: str, folder: Path, refused: bool) -> None:
+        """Before a stage is built: the leader refuses what may not go on and embeds what the stage will ask for."""
+        crew = self.placement.crew
+        if crew.ranks > 1 and name in MAKES_ITS_OWN:
+            raise UserError(f"{name} trains on one process, not {crew.ranks}: start it without torchrun")
         if name not in MAKES_ITS_OWN:
-            self._embed_captions(cast(Stored[Any], stage.dataset).store, self.validation)
-        return Run(stage, config, folder, self.recipe.seed, resume).train()
+            self._check_context()
+        if not crew.leads:
+            return
+        if refused:
+            refuse_run(folder)
+        if has_run(folder):
+            self._check_run(folder, name, resume=True)
+        if name in ("dmd_warmup", "adversarial"):
+            self._student_path(self._before(name))  # what is missing first, is said first
+        if name not in MAKES_ITS_OWN:
+            store = LatentStore(self.workspace.trajectories) if name == "ode_init" else self.clips
+            self._embed_captions(store, self.validation)
+
+    def _check_context(self) -> None:
+        """Raise UserError unless the transformer's heads and tokens can be dealt to the ranks that share a sample."""
+        config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
+        data, shape, (_, rows, columns) = self.recipe.data, geometry(self.vae), config["patch_size"]
+        for height, width in (picture_latents(size, shape, (rows, columns)) for size in data.buckets or (data.size,)):
+            tokens = (height // rows) * (width // columns)
+            check_context_parallel(config["num_attention_heads"], tokens, self.recipe.compute.context)
+
+    def _admit(self, name: str, folder: Path, begun: bool, stage: Stage) -> None:
+        """Before a stage runs: the leader holds it against what an earlier run was begun with, or writes that down."""
+        if self.placement.crew.leads:
+            if begun:
+                self._check_data(folder, stage)
+            else:
+                self._record(folder, name, stage)
 
     def _embed_captions(self, *stores: LatentStore) -> None:
         """Embed what a stage will ask for, once, and drop the encoder: it can be larger than what trains."""
@@ -522,11 +609,11 @@ class Assembly:
 
         Each runs inside ``phase(its name)``.
         """
-        self.preflight(resume)
-        with phase("clips"):
-            self.prepare_clips()
-        with phase("trajectories"):
-            self.prepare_trajectories()
+        self.placement.crew.agree(partial(self.preflight, resume))
+        for name, prepare in (("clips", self.prepare_clips), ("trajectories", self.prepare_trajectories)):
+            with phase(name):
+                prepare()
+                self.placement.crew.meet()
         for name in self.way:
             with phase(name):
                 self.train(name, resume=resume and self.workspace.run(name).exists())
@@ -539,6 +626,7 @@ class Assembly:
             if has_run(folder := self.workspace.run(name)):
                 self._check_run(folder, name, resume)
         self._sources()
+        self._check_context()
         recipe = self.recipe
         check_levels(recipe.trajectories.stored_levels, recipe.student.passes)
         if recipe.lora is not None and recipe.adversarial.critic.visibility != "full":
@@ -640,7 +728,9 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], stage: str) -> s
     """The first value of this stage's section, or of what all stages share, that is not as it was."""
     shared = {key for key in new if key not in STAGES and key not in ("device", "new", "showing")}
     for section in (stage, *sorted(shared)):
-        before, after = _leaves(old.get(section), section), _leaves(new[section], section)
+        before, after = (_leaves(values, section) for values in (old.get(section), new[section]))
+        if section == "compute":  # the rest of it changes what things cost, not what they are
+            before, after = ({key: leaves.get(key, "") for key in CHANGES_RESULTS} for leaves in (before, after))
         for key in sorted(before.keys() | after.keys()):
             resumable = section == stage and RESUMABLE & {*key.split(".")} and _same_optimizer(before, after, key)
             if not resumable and before.get(key) != after.get(key):

@@ -34,8 +34,8 @@ class Progress:
 
     ``total`` None means that the end is unknown; ``done`` items were finished by an earlier run and do
     not count towards the rate. ``every`` is the number of items between plain lines where there is no
-    terminal: None gives about twenty lines a job, 0 silence. Rate and time left are those of the last few
-    lines, so that one slow item (a critic's head start) does not spoil them for long.
+    terminal: None gives about twenty lines a job, 0 silence; ``shown`` False is silence everywhere. Rate and time
+    left are those of the last few lines, so that one slow item (a critic's head start) does not spoil them for long.
     """
 
     def __init__(
@@ -46,15 +46,17 @@ class Progress:
         done: int = 0,
         unit: str = "it",
         every: int | None = None,
+        shown: bool = True,
         console: Console | None = None,
     ) -> None:
         self.description, self.total, self.done, self.unit = description, total, done, unit
         self.every = max(1, (total or 1000) // LINES_PER_JOB) if every is None else every
+        self.every = self.every if shown else 0
         self.fields: dict[str, object] = {}
         self._console = console or Console(file=sys.stderr)
         self._printed, self._start = done, time.monotonic()
         self._marks: deque[tuple[int, float]] = deque([(done, self._start)], maxlen=LINES_FOR_RATE)
-        self._bar = self._make_bar() if self._console.is_terminal else None
+        self._bar = self._make_bar() if shown and self._console.is_terminal else None
         self._task = self._bar.add_task(description, total=total, completed=done, info="") if self._bar else None
 
     def _make_bar(self) -> RichProgress:

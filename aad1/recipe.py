@@ -21,6 +21,7 @@ from aad1.errors import UserError, nearest
 from aad1.flow import are_pass_levels
 from aad1.limits import Count, Natural, Positive, Seed, Sides
 from aad1.models.adapters import AdapterConfig
+from aad1.parallel.placement import ComputeConfig
 from aad1.stages.adversarial import AdversarialConfig
 from aad1.stages.dmd_warmup import DmdWarmupConfig
 from aad1.stages.ode_init import OdeInitConfig
@@ -102,8 +103,8 @@ class Recipe:
     """Every value of a run; a stage reads only its own section.
 
     model: a Wan folder, or the name of a bundled one; lora: fake score and critic learn adapters, and share one frozen
-    backbone with the teacher; device: auto, cpu or a GPU; threads: CPU threads (results are reproducible for the same
-    number; 0 = all cores).
+    backbone with the teacher; compute: over which processes and in which precision it is computed; device: auto, cpu
+    or a GPU; threads: CPU threads (results are reproducible for the same number; 0 = all cores).
     """
 
     seed: Seed
@@ -115,6 +116,7 @@ class Recipe:
     dmd_warmup: DmdWarmupConfig
     adversarial: AdversarialConfig
     lora: AdapterConfig | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     new: NewFolder | None = None
     text: TextConfig | None = None
     vae: VaeConfig | None = None

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from aad1.assembly import Assembly
 from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.parallel.placement import Role
 from aad1.planning.bare import BareFolder
 from aad1.planning.costs import AVERAGE, NOWHERE, OPTIMIZER, WEIGHTS, Manner, owners_of, stage_cost
 from aad1.planning.ledger import META, without_contents
@@ -29,7 +30,7 @@ from aad1.recipe import Recipe, load_recipe
 from aad1.stages.batches import ClipBatch, TrajectoryBatch
 from aad1.stages.ode_init import OdeInitStage
 from aad1.training.loop import Stage, Turn
-from aad1.training.randomness import generator_for
+from aad1.training.randomness import Draws, generator_for
 
 MB = 1e6
 aten = torch.ops.aten
@@ -85,8 +86,8 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 class RealAssembly(Assembly):
     """The true assembly, on a workspace that holds nothing: students begin as the teacher, batches are random."""
 
-    def student(self, stage: str) -> CausalWanTransformer3DModel:
-        return self.teacher()
+    def student(self, stage: str, role: Role | None = None) -> CausalWanTransformer3DModel:
+        return self.teacher(role)
 
     def prompt(self, prompt: str) -> torch.Tensor:
         configs = configs_of(self.recipe.model)
@@ -124,7 +125,7 @@ def embedded(recipe: Recipe, name: str, checkpointing: bool, batch: int) -> Iter
 
         def turn(player: str = player) -> None:
             read = random_batch(stage, recipe, configs, batch)
-            stage.loss(Turn(player, 1), read, generator_for(0, name)).value.backward()
+            stage.loss(Turn(player, 1), read, Draws(generator_for(0, name))).value.backward()
 
         label = f"{name}, {player}{', checkpointed' if checkpointing else ''}"
         yield Row(f"{label}: MFLOP", (found.forward + found.backward) / MB, operations(turn) / MB)

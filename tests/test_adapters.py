@@ -130,7 +130,7 @@ def assembly(folder: Path, root: Path, *options: str) -> Any:
     lora = "--lora={rank: 2, alpha: 2, dtype: float32}"
     made = Assembly(load_recipe("tiny", [*common, lora, *options]), Workspace(root))
     student = made.folder.transformer
-    vars(made).update(clips=(), showing=None, student=lambda stage: student(type(made.teacher())))
+    vars(made).update(clips=(), showing=None, student=lambda stage, role=None: student(type(made.teacher())))
     return made
 
 

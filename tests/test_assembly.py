@@ -22,7 +22,10 @@ def assembly(folder: Path, root: Path, *options: str) -> Assembly:
     common = ["--threads=1", "--device=cpu", "--adversarial.critic.layers=[0,1]", "--model", str(folder)]
     made = Assembly(load_recipe("tiny", [*common, *options]), Workspace(root))
     vars(made).update(clips=(), text=None, showing=None, prompt=lambda prompt: text_of())
-    vars(made).update(teacher=lambda: lively(seed=SEEDS["teacher"]), student=lambda stage: lively(seed=SEEDS[stage]))
+    vars(made).update(
+        teacher=lambda role=None: lively(seed=SEEDS["teacher"]),
+        student=lambda stage, role=None: lively(seed=SEEDS[stage]),
+    )
     return made
 
 

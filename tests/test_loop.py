@@ -33,7 +33,7 @@ from aad1.training.loop import CHECKPOINTS, Interrupted, LoopConfig, Loss, Run, 
 from aad1.training.metrics import MetricsLog, read_metrics
 from aad1.training.motion_guard import GuardConfig, MotionGuard
 from aad1.training.player import OptimizerConfig, Player
-from aad1.training.randomness import generator_for
+from aad1.training.randomness import Draws, generator_for
 
 WIDTH, HIDDEN = 6, 16  # enough for Muon to take the matrices
 CONFIG = LoopConfig(steps=12, batch=3, accumulate=2, log_every=1, evaluate_every=5, save_every=3)
@@ -86,10 +86,10 @@ class ToyStage:
     def turns(self, step: int) -> Sequence[str]:
         return ("one", "one", "two")[-len(self.players) - 1 :] if step % 2 else tuple(self.players)
 
-    def loss(self, turn: Turn, batch: ToyBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: ToyBatch, noise: Draws) -> Loss:
         self.before(turn)
         self.seen += 1
-        eps = torch.randn(batch.x.shape, generator=noise) if self.noisy else torch.zeros_like(batch.x)
+        eps = noise.normal(batch.x) if self.noisy else torch.zeros_like(batch.x)
         error = self.players[turn.player].module(batch.x + 0.1 * eps) - batch.y
         return Loss(error.square().mean(), {"error": float(error.detach().abs().mean())})
 
@@ -582,7 +582,7 @@ def spoil(stage: ToyStage, step: int, value: float, gradient_only: bool = False)
     """From ``step`` on the loss (or only its gradient) of player two is ``value``."""
     honest = stage.loss
 
-    def loss(turn: Turn, batch: ToyBatch, noise: torch.Generator) -> Loss:
+    def loss(turn: Turn, batch: ToyBatch, noise: Draws) -> Loss:
         found = honest(turn, batch, noise)
         if turn != ("two", step):
             return found
@@ -599,7 +599,7 @@ def test_a_number_that_some_micro_batches_lack_is_averaged_over_the_others(tmp_p
     stage = ToyStage()
     found, calls = stage.loss, count()
 
-    def loss(turn: Turn, batch: ToyBatch, noise: torch.Generator) -> Loss:
+    def loss(turn: Turn, batch: ToyBatch, noise: Draws) -> Loss:
         value, metrics = found(turn, batch, noise)
         return Loss(value, metrics | ({"rare": 3.0} if next(calls) % 2 else {}))
 
@@ -808,8 +808,8 @@ def test_every_micro_batch_has_its_own_noise_and_data(tmp_path: Path) -> None:
     drawn: list[tuple[float, float]] = []
     stage = ToyStage()
 
-    def loss(turn: Turn, batch: ToyBatch, noise: torch.Generator) -> Loss:
-        drawn.append((float(torch.rand((), generator=noise)), float(batch.x.sum())))
+    def loss(turn: Turn, batch: ToyBatch, noise: Draws) -> Loss:
+        drawn.append((float(noise.uniform(1)), float(batch.x.sum())))
         value = stage.players[turn.player].module(batch.x).square().mean()
         return Loss(value, {})
 

@@ -31,17 +31,6 @@ def test_a_restored_sampler_goes_on_the_same(count: int, seed: int, before: list
     assert sampler.state() == restored.state()
 
 
-@settings(max_examples=60, deadline=None)
-@given(count=st.integers(1, 40), seed=st.integers(0, 99), world=st.integers(1, 5), batch=st.integers(1, 9))
-def test_the_order_does_not_depend_on_the_world_size(count: int, seed: int, world: int, batch: int) -> None:
-    alone = Sampler(count, seed)
-    ranks = [Sampler(count, seed, rank=r, world_size=world) for r in range(world)]
-    for _ in range(4):
-        together = [index for rank in ranks for index in rank.next(batch)]
-        assert together == alone.next(batch * world)
-    assert {json.dumps(s.state()) for s in (alone, *ranks)} == {json.dumps(alone.state())}
-
-
 def test_a_restored_sampler_leaves_out_clips_that_came_later() -> None:
     sampler = Sampler(20, seed=3)
     sampler.next(8)
@@ -59,9 +48,8 @@ def test_every_epoch_is_another_permutation() -> None:
 
 
 def test_impossible_samplers_are_refused() -> None:
-    for count, rank, world in ((0, 0, 1), (5, 1, 1), (5, -1, 2)):
-        with pytest.raises(ValueError, match="sampler"):
-            Sampler(count, 0, rank=rank, world_size=world)
+    with pytest.raises(ValueError, match="sampler"):
+        Sampler(0, 0)
     with pytest.raises(UserError, match="only 5"):
         Sampler.restore({"count": 9, "seed": 0, "taken": [2]}, 5)
 
@@ -78,20 +66,16 @@ shapes = st.lists(st.integers(0, 2), min_size=1, max_size=30)
 
 
 @settings(max_examples=60, deadline=None)
-@given(buckets=shapes, seed=st.integers(0, 99), world=st.integers(1, 4), batch=st.integers(1, 6), cut=st.integers(0, 6))
-def test_batches_have_one_shape_on_any_number_of_ranks_and_resume_exactly(
-    buckets: list[int], seed: int, world: int, batch: int, cut: int
-) -> None:
+@given(buckets=shapes, seed=st.integers(0, 99), batch=st.integers(1, 12), cut=st.integers(0, 6))
+def test_batches_have_one_shape_and_resume_exactly(buckets: list[int], seed: int, batch: int, cut: int) -> None:
     count = len(buckets)
-    alone = Sampler(count, seed, buckets=buckets)
-    ranks = [Sampler(count, seed, buckets=buckets, rank=r, world_size=world) for r in range(world)]
+    unbroken, broken = (Sampler(count, seed, buckets=buckets) for _ in range(2))
     for step in range(7):
         if step == cut:
-            state = json.loads(json.dumps(ranks[0].state()))
-            ranks = [Sampler.restore(state, count, buckets=buckets, rank=r, world_size=world) for r in range(world)]
-        together = [index for rank in ranks for index in rank.next(batch)]
-        assert together == alone.next(batch * world)
-        assert len({buckets[index] for index in together}) == 1
+            broken = Sampler.restore(json.loads(json.dumps(broken.state())), count, buckets=buckets)
+        drawn = broken.next(batch)
+        assert drawn == unbroken.next(batch)
+        assert len({buckets[index] for index in drawn}) == 1
 
 
 @settings(max_examples=60, deadline=None)

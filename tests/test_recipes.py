@@ -182,7 +182,7 @@ def test_a_new_folder_is_what_the_recipe_says(name: str, tmp_path: Path) -> None
         (["--ode_init.optimizer.beta", "[0, 1]"], r"unknown recipe key 'ode_init.optimizer.beta'.*'betas'"),
         (["--adversarial.critic.layer", "[1]"], r"'adversarial.critic.layer'; did you mean 'layers'"),
         (["--text.caption", "1"], r"'text.caption'; did you mean 'captions'"),
-        (["--zzz", "1"], r"unknown recipe key 'zzz'; allowed: adversarial, data, device"),
+        (["--zzz", "1"], r"unknown recipe key 'zzz'; allowed: adversarial, compute, data, device"),
         (["--seed", "many"], r"seed: .*integer.*given: 'many'"),
         (["--data.size", "[64, 64, 64]"], r"data.size: .*2 items"),
         (["--data.size", "64"], r"data.size: .*tuple.*given: 64"),

@@ -14,9 +14,10 @@ from ranks import on_ranks
 from test_rollout import fixed_noise
 from test_stages import InMemory, adversarial_stage, dmd_stage, joint_stage, stream
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.parallel.crew import Crew
+from aad1.parallel.placement import ComputeConfig, grid_of, placed
 from aad1.planning.ledger import META, without_contents
 from aad1.rollout import ClipRollout, roll_clip, roll_clip_replayed
 from aad1.stages.batches import ClipBatch
@@ -229,25 +230,12 @@ def test_memory_does_not_grow_with_the_clip() -> None:
 # --- sharded over processes ------------------------------------------------------------------
 
 
-def shard(stage: Any) -> Any:
-    """Generator and critic each block by block and as a whole, as every rank does."""
-    for model, root in (
-        (stage.generator_model, stage.generator_model),
-        (stage.critic_model.backbone, stage.critic_model),
-    ):
-        for block in model.blocks:
-            fully_shard(block, reshard_after_forward=True)
-        fully_shard(root, reshard_after_forward=True)
-    for method in ("extend", "advance"):
-        register_fsdp_forward_method(stage.generator_model, method)
-    stage.__post_init__()  # players of the sharded weights
-    return stage
-
-
-def sharded_against_plain(levels: tuple[float, ...], checkpointing: bool) -> float:
-    """The largest difference of sharded, replayed gradients to the mean of every rank's plain ones, relatively."""
-    Tensor.float = Tensor.double  # type: ignore[method-assign]
-    rank, given = dist.get_rank(), batches(torch.float64)
+def sharded_against_plain(levels: tuple[float, ...], **compute: Any) -> float:
+    """The largest difference of replayed gradients on two ranks to the mean of all samples' plain ones, relatively."""
+    config = ComputeConfig(**compute)
+    crew = Crew(dist.get_rank(), dist.get_world_size(), control=dist.group.WORLD)
+    placement = placed(config, grid_of(config, crew.ranks), crew, torch.device("cpu"))
+    given = batches(torch.float64)[: placement.crew.groups]
 
     def build() -> Any:
         stage = adversarial_stage(levels)
@@ -255,26 +243,32 @@ def sharded_against_plain(levels: tuple[float, ...], checkpointing: bool) -> flo
             module.double()
         return stage
 
-    def gradients(stage: Any, batch: ClipBatch, seed: int) -> dict[str, Tensor]:
+    def gradients(stage: Any, group: int) -> dict[str, Tensor]:
         for again in range(2):
-            stage.loss(Turn("generator", 0), batch, stream(seed + again)).value.backward()
+            stage.loss(Turn("generator", 0), given[group], stream(10 * group + again)).value.backward()
         return {name: p.grad for name, p in stage.generator_model.named_parameters()}
 
-    plain = [gradients(build(), batch, 10 * at) for at, batch in enumerate(given)]
-    stage = shard(build())
+    plain = [gradients(build(), group) for group in range(len(given))]
+    stage = build()
+    placement.finish(stage.generator_model, "generator")
+    placement.finish(stage.critic_model, "critic")
+    stage.__post_init__()  # players of the sharded weights
     stage.roll = roll_clip_replayed
-    if checkpointing:
-        stage.generator_model.enable_gradient_checkpointing()
-    found = {name: grad.full_tensor() for name, grad in gradients(stage, given[rank], 10 * rank).items()}
-    expected = {name: (plain[0][name] + plain[1][name]) / 2 for name in found}
+    found = {name: grad.full_tensor() for name, grad in gradients(stage, placement.crew.group).items()}
+    expected = {name: sum(part[name] for part in plain) / len(plain) for name in found}
     assert all(p.grad is None for p in stage.critic_model.parameters())
     return max(float((found[name] - e).abs().max() / e.abs().max()) for name, e in expected.items())
 
 
 def sharded_in_every_way() -> list[float]:
-    return [sharded_against_plain((1.0,), checkpointing=False), sharded_against_plain(TWO_PASSES, checkpointing=True)]
+    Tensor.float = Tensor.double  # type: ignore[method-assign]  # the process ends with this
+    return [
+        sharded_against_plain((1.0,)),
+        sharded_against_plain(TWO_PASSES, checkpointing=("generator",)),
+        sharded_against_plain((1.0,), context=2),
+    ]
 
 
 def test_sharded_weights_learn_the_mean_over_the_ranks(tmp_path: Path) -> None:
     for differences in on_ranks(sharded_in_every_way, 2, tmp_path):
-        assert max(differences) < 1e-12
+        assert max(differences) < 1e-6  # they are averaged in float32

@@ -24,10 +24,9 @@ from aad1.models.critic import Critic, Granularity
 from aad1.models.text import build_tiny_text
 from aad1.models.vae import Geometry, geometry
 from aad1.rollout import roll_clip
-from aad1.stages import adversarial, batches, dmd_warmup
 from aad1.stages import vae as vae_stage
 from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig, critic_health
-from aad1.stages.batches import ClipBatch, TrajectoryBatch, noise_like
+from aad1.stages.batches import ClipBatch, TrajectoryBatch
 from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage, ScoreDistillation
 from aad1.stages.joint import JointStage
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage, check_levels, gather_points
@@ -38,6 +37,7 @@ from aad1.training import metrics
 from aad1.training.loop import Run, Turn
 from aad1.training.motion_guard import GuardConfig, MotionGuard
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 CHUNK, FRAMES, BATCH = 2, 5, 2
 ADAM = OptimizerConfig(lr=1e-3)
@@ -141,8 +141,8 @@ def joint_stage(weight: float = 1.0) -> JointStage:
     return JointStage(adversarial_stage(dmd_weight=weight), dmd_stage().scores)
 
 
-def stream(seed: int = 5) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def stream(seed: int = 5) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed))
 
 
 def batch_of(stage: Any) -> Any:
@@ -307,14 +307,14 @@ def test_a_stage_exports_its_average(build: Callable[[], Any], tmp_path: Path) -
 # --- as the loop runs them -------------------------------------------------------------------
 
 
-def noise_of_content(latents: Tensor, _: torch.Generator) -> Tensor:
+def noise_of_content(_: Draws, like: Tensor) -> Tensor:
     """In place of noise: the same for a sample whatever its batch."""
-    return 1.4 * (40 * latents.detach()).cos()
+    return 1.4 * (40 * like.detach()).cos()
 
 
-def level_of_content(shape: Sequence[int], like: Tensor, _: torch.Generator) -> Tensor:
-    """In place of a uniform number: the same for a sample whatever its batch."""
-    return like.detach().mean(dim=(1, 2, 3, 4)).sigmoid().reshape(tuple(shape))
+def one_level(_: Draws, *shape: int) -> Tensor:
+    """In place of uniform numbers: the same for a sample whatever its batch."""
+    return torch.full(shape, 0.4)
 
 
 def gradients(build: Callable[..., Any], folder: Path, **config: Any) -> dict[str, Tensor]:
@@ -338,9 +338,8 @@ def gradients(build: Callable[..., Any], folder: Path, **config: Any) -> dict[st
 def test_micro_batches_of_a_stage_equal_one_batch(
     build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (batches, dmd_warmup, adversarial):
-        monkeypatch.setattr(module, "noise_like", noise_of_content)
-        monkeypatch.setattr(module, "uniform", level_of_content)
+    monkeypatch.setattr(Draws, "normal", noise_of_content)
+    monkeypatch.setattr(Draws, "uniform", one_level)
     whole = gradients(build, tmp_path / "1", batch=4, accumulate=1)
     parts = gradients(build, tmp_path / "4", batch=1, accumulate=4)
     assert whole.keys() == parts.keys() == {*build().players}
@@ -354,7 +353,7 @@ def crash_at(stage: Any, where: Turn) -> Any:
     """The stage, failing when this turn comes."""
     loss = stage.loss
 
-    def failing(turn: Turn, batch: Any, noise: torch.Generator) -> Any:
+    def failing(turn: Turn, batch: Any, noise: Draws) -> Any:
         if turn == where:
             raise Crash
         return loss(turn, batch, noise)
@@ -412,17 +411,17 @@ def record(module: nn.Module) -> list[Call]:
     return calls
 
 
-def rolled(stage: Any, noise: torch.Generator) -> Tensor:
+def rolled(stage: Any, noise: Draws) -> Tensor:
     """The clip that a turn of this stage rolls out first."""
     batch = batch_of(stage)
-    start = noise_like(batch.latents[:, :, 1:], noise)
+    start = noise.normal(batch.latents[:, :, 1:])
     return roll_clip(
         stage.generator_model,
         batch.latents[:, :, :1],
         batch.text,
         start,
         levels=stage.levels,
-        renoise=lambda like: noise_like(like, noise),
+        renoise=noise.normal,
     )
 
 

@@ -1,7 +1,7 @@
 """The command line: making models, generating and serving with them, measuring them.
 
-Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend (one line on stderr), 3 a run in trouble (doctor),
-130 interrupted.
+Exit codes: 0 done (or saved and left, as a scheduler asked), 1 a fault of ours, 2 a mistake the user can mend (one line
+on stderr), 3 a run in trouble (doctor), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
+from aad1.data.team import torchrun_team
 from aad1.errors import UserError, nearest
+from aad1.parallel.crew import SharedError
 from aad1.runtime import keep_freed_memory
-from aad1.training.loop import Interrupted
+from aad1.training.loop import Interrupted, Preempted
 
 DESCRIPTION = """One-step streaming image-to-video, distilled: AAD-1.
 
@@ -86,6 +89,7 @@ Command = (
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
+LAST_WORD = 5.0  # seconds
 GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
 
@@ -108,7 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        complain(line)
+        if isinstance(error, SharedError | Interrupted) and not torchrun_team().leads:
+            time.sleep(LAST_WORD)  # torchrun ends all as soon as one has ended: let the leader say what all know
+        else:
+            complain(line)
         return code
 
 
@@ -144,6 +151,8 @@ def _unboxed(box: str) -> str:
 
 def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:
     """Exit code and line for what went wrong; ``goes_on``: whether the command can be continued."""
+    if isinstance(error, Preempted):
+        return 0, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         kept = "what was finished is kept: the same command goes on, with --resume where it has that option"
         return 130, str(error) or f"interrupted; {kept if goes_on else 'nothing was written'}"

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from aad1.assembly import Assembly, new_folder
+from aad1.assembly import Assembly, assembled, new_folder
 from aad1.cli.options import Install, Out, RecipeName, ResumeFlag, out_of, recipe_of, say
+from aad1.data.team import restarted
 from aad1.demo import Demo, DemoConfig
 from aad1.workspace import Workspace
 
@@ -39,8 +40,11 @@ class Train:
     text, vae and teacher make the parts of a Wan folder, state_encoder what distances between distributions of
     videos are measured with; ode_init, dmd_warmup and adversarial are the method's stages I, II and III.
 
+    On several GPUs or machines start it with torchrun; the recipe's section `compute` says what each of them does.
+
     For example:
       aad1 train ode_init --recipe tiny -o runs/tiny --ode_init.steps 50
+      torchrun --nproc-per-node 8 -m aad1 train dmd_warmup --recipe wan2.1-1.3b -o runs/1.3b
     """
 
     stage: Positional[Literal["text", "vae", "teacher", "state_encoder", "ode_init", "dmd_warmup", "adversarial"]]
@@ -51,21 +55,23 @@ class Train:
 
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
-        assembly = Assembly(recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe)))
-        if self.install:
-            assembly.refuse_install()
-        say(f"wrote {assembly.train(self.stage, self.resume)}")
-        if self.install:
-            assembly.install(self.stage)
-            say(f"installed in {assembly.folder.path}")
+        recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
+        with assembled(recipe, workspace) as assembly:
+            if self.install:
+                assembly.refuse_install()
+            made = assembly.train(self.stage, self.resume or restarted())
+            _conclude(assembly, made, self.stage if self.install else None)
 
 
 @dataclass(frozen=True)
 class Distill:
     """Distil a bidirectional teacher into a one-step causal student: clips, trajectories, stages I to III.
 
+    On several GPUs or machines start it with torchrun; the recipe's section `compute` says what each of them does.
+
     For example:
       aad1 distill --recipe tiny -o runs/tiny
+      torchrun --nproc-per-node 8 --max-restarts 3 -m aad1 distill --recipe wan2.1-1.3b -o runs/1.3b
     """
 
     recipe: RecipeName = "tiny"
@@ -75,13 +81,22 @@ class Distill:
 
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
-        assembly = Assembly(recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe)))
-        if self.install:
-            assembly.refuse_install()
-        say(f"wrote {assembly.distill(self.resume)}")
-        if self.install:
-            assembly.install("adversarial")
-            say(f"installed in {assembly.folder.path}")
+        recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
+        with assembled(recipe, workspace) as assembly:
+            if self.install:
+                assembly.refuse_install()
+            made = assembly.distill(self.resume or restarted())
+            _conclude(assembly, made, "adversarial" if self.install else None)
+
+
+def _conclude(assembly: Assembly, made: Path, installed: str | None) -> None:
+    """The leader says where the result is, and puts it into the Wan folder where that was asked for."""
+    if not assembly.team.leads:
+        return
+    say(f"wrote {made}")
+    if installed is not None:
+        assembly.install(installed)
+        say(f"installed in {assembly.folder.path}")
 
 
 @dataclass(frozen=True)

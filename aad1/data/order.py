@@ -1,4 +1,4 @@
-"""The order that clips are read in: one endless stream for all ranks, whose whole state is a few integers."""
+"""The order that clips are read in: one endless stream, whose whole state is a few integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPOCHS_HELD = 8  # permutations kept at a time: buckets may stand in neighbourin
 
 
 class SamplerState(TypedDict):
-    """All there is to remember: the clips handed out over all ranks so far, by bucket, of ``count``."""
+    """All there is to remember: the clips handed out so far, by bucket, of ``count``."""
 
     count: int
     seed: int
@@ -32,19 +32,17 @@ class _Epoch(NamedTuple):
 class Sampler:
     """An endless stream of clip indices; every epoch is a permutation drawn from (seed, epoch).
 
-    The order is one global stream: W ranks with batches of b take, together, what one rank with a batch of W b
-    takes. All ranks must ask for equal batches. ``buckets`` has the bucket of every clip; a batch (over all ranks)
-    is of one bucket, the one whose clips fill it first as the stream goes by. Clips that do not fill a batch by the
-    end of an epoch wait for the next one's, so none is left out: a batch may end one epoch and begin the next, and
+    The order is one stream: processes that share the work all go through it, each working on a part of what it gives.
+    ``buckets`` has the bucket of every clip; a batch is of one bucket, the one whose clips fill it first as the stream
+    goes by. Clips that do not fill a batch by the end of an epoch wait for the next one's, so none is left out: a batch
+    may end one epoch and begin the next, and
     after n clips of a bucket each has come up n / its count times, rounded up or down.
     """
 
-    def __init__(
-        self, count: int, seed: int, *, buckets: Sequence[int] | None = None, rank: int = 0, world_size: int = 1
-    ) -> None:
-        if count < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"a sampler over {count} clips for rank {rank} of {world_size}")
-        self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
+    def __init__(self, count: int, seed: int, *, buckets: Sequence[int] | None = None) -> None:
+        if count < 1:
+            raise ValueError(f"a sampler over {count} clips")
+        self.count, self.seed = count, seed
         given = np.zeros(count, dtype=np.int64) if buckets is None else np.asarray(buckets, dtype=np.int64)[:count]
         self._names, self._bucket = np.unique(given, return_inverse=True)
         self._sizes = np.bincount(self._bucket)
@@ -52,16 +50,8 @@ class Sampler:
         self._epoch = lru_cache(maxsize=EPOCHS_HELD)(self._draw)
 
     @classmethod
-    def restore(
-        cls,
-        state: SamplerState,
-        available: int,
-        *,
-        buckets: Sequence[int] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Sampler:
-        """Continue where ``state`` was taken, on any number of ranks, over the clips that the run was begun with.
+    def restore(cls, state: SamplerState, available: int, *, buckets: Sequence[int] | None = None) -> Sampler:
+        """Continue where ``state`` was taken, over the clips that the run was begun with.
 
         Clips that came after those are left out: with them every epoch would have another order. Raises UserError
         when the data has become fewer, or has other picture sizes.
@@ -71,7 +61,7 @@ class Sampler:
                 f"the run to continue was begun with {state['count']} clips, the data has only {available}; "
                 "continue with the data it was begun with"
             )
-        sampler = cls(state["count"], state["seed"], buckets=buckets, rank=rank, world_size=world_size)
+        sampler = cls(state["count"], state["seed"], buckets=buckets)
         if len(sampler._taken) != len(state["taken"]):
             raise UserError(
                 f"the run to continue was begun with clips of {len(state['taken'])} picture sizes, the data has "
@@ -85,11 +75,9 @@ class Sampler:
         return {"count": self.count, "seed": self.seed, "taken": list(self._taken)}
 
     def next(self, batch_size: int) -> list[int]:
-        """This rank's next ``batch_size`` indices, all of one bucket; the stream moves on for all ranks."""
-        wanted = batch_size * self.world_size
-        bucket = min(range(len(self._taken)), key=lambda bucket: self._filled_at(bucket, wanted))
-        everyone = self._take(bucket, wanted)
-        return everyone[self.rank * batch_size : (self.rank + 1) * batch_size]
+        """The next ``batch_size`` indices, all of one bucket."""
+        bucket = min(range(len(self._taken)), key=lambda bucket: self._filled_at(bucket, batch_size))
+        return self._take(bucket, batch_size)
 
     def _filled_at(self, bucket: int, wanted: int) -> int:
         """Where in the stream of all clips this bucket's next ``wanted`` clips are complete."""

@@ -55,6 +55,11 @@ def torchrun_team(environment: Mapping[str, str] = os.environ) -> Team:
     return Team(rank, ranks, run, local, local_ranks)
 
 
+def restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started this process anew after another had failed: what it does, it goes on with."""
+    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 @dataclass(frozen=True)
 class Fallen:
     """A helper that ended before its work."""

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -67,12 +67,14 @@ PROVENANCE = ("_", "transformers_version")  # config keys that say who wrote a f
 class WanFolder:
     """A checked Wan T2V folder; parts are loaded when asked for, as ``dtype`` on ``device``.
 
-    Use ``dataclasses.replace`` for a part in another dtype or place.
+    prepare: what is done to a transformer before its weights are read, such as splitting it over processes. Use
+    ``dataclasses.replace`` for a part in another dtype or place.
     """
 
     path: Path
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    prepare: Callable[[nn.Module], None] = lambda model: None
 
     def vae(self) -> AutoencoderKLWan:
         """Load the VAE, frozen and in evaluation mode."""
@@ -107,9 +109,8 @@ class WanFolder:
             UserError: when it cannot be read or does not fit them.
         """
         self.check_fit(path)
-        return whole_model(
-            cls, path, self.dtype, self.device, **{**our_window(read_json(path / "config.json")), **config}
-        )
+        window = our_window(read_json(path / "config.json"))
+        return whole_model(cls, path, self.dtype, self.device, self.prepare, **{**window, **config})
 
     def check_fit(self, path: Path) -> None:
         """Raise UserError when the transformer at ``path`` was not made for this VAE and text encoder."""

@@ -7,7 +7,7 @@ the host holds the model in its type and one file's worth of pages, and only the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,25 @@ import torch
 import transformers
 from diffusers import ModelMixin
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from aad1.errors import UserError
 from aad1.models.weights import Reader, Stored, tensors_of
 
 
-def whole_model(cls: Any, path: Path, dtype: torch.dtype, device: str, **config: Any) -> Any:
+def whole_model(
+    cls: Any,
+    path: Path,
+    dtype: torch.dtype,
+    device: str,
+    prepare: Callable[[nn.Module], None] = lambda model: None,
+    **config: Any,
+) -> Any:
     """Load a model for evaluation; ``config`` overrides entries of its config.json.
 
-    Weights of ``dtype`` already, on a CPU, stay views of their file until they are written to.
+    Weights of ``dtype`` already, on a CPU, stay views of their file until they are written to. ``prepare`` is called
+    with the model before it has weights: what it splits over processes is read in parts.
 
     Raises:
         UserError: when the files lack weights that the config asks for, or the reverse, or cannot be read.
@@ -35,6 +44,7 @@ def whole_model(cls: Any, path: Path, dtype: torch.dtype, device: str, **config:
         model = _without_weights(cls, path, config)
         stored = tensors_of(path)
         refuse_other_weights(model, stored)
+        prepare(model)
         model.load_state_dict(_read(model, stored, dtype, device), assign=True, strict=False)
         if not isinstance(model, ModelMixin):
             model.tie_weights()
@@ -70,13 +80,22 @@ def refuse_other_weights(model: Any, stored: Mapping[str, Stored]) -> None:
 
 def _read(model: Any, stored: Mapping[str, Stored], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     kept = _kept_in_float32(model, dtype)
-    read, found = Reader(), {}
+    read, found, parameters = Reader(), {}, dict(model.named_parameters())
     for name, one in stored.items():
         wanted = torch.float32 if kept & set(name.split(".")) else dtype
         wanted = wanted if one.dtype.is_floating_point else one.dtype
         cast = one.dtype != dtype  # a view among copies would keep all of its file
-        found[name] = read(one).to(device, wanted, copy=cast)
+        whole = read(one).to(device, wanted, copy=cast)
+        place = parameters.get(name)
+        found[name] = own_part(whole, place) if isinstance(place, DTensor) else whole
     return found
+
+
+def own_part(whole: Tensor, place: DTensor) -> Tensor:
+    """This process's part of a tensor that all processes have read, split as ``place`` is."""
+    part = distribute_tensor(whole, place.device_mesh, place.placements, src_data_rank=None)
+    local = part.to_local().clone()  # not a view, which would keep the whole
+    return DTensor.from_local(local, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
 
 
 def _kept_in_float32(model: Any, dtype: torch.dtype) -> set[str]:

@@ -20,6 +20,7 @@ from aad1.errors import UserError
 from aad1.models.checkpoint_io import Transformer, WanFolder, refuse_misfit
 from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video, geometry
+from aad1.parallel.placement import Role
 from aad1.planning.ledger import META, cast
 from aad1.planning.published import Configs
 from aad1.stages.batches import Trajectories
@@ -138,9 +139,9 @@ class BareAssembly(Assembly):
         """The same, as what it is."""
         return typing.cast(BareFolder, self.folder)
 
-    def student(self, stage: str) -> Any:
+    def student(self, stage: str, role: Role | None = None) -> Any:
         """What a stage will have exported: a transformer like the teacher."""
-        return self.teacher()
+        return self.teacher(role)
 
     @cached_property
     def clips(self) -> LatentStore:

@@ -22,7 +22,7 @@ from aad1.planning.published import Configs
 from aad1.recipe import Recipe
 from aad1.training.loop import Stage, Turn
 from aad1.training.player import Player
-from aad1.training.randomness import generator_for
+from aad1.training.randomness import Draws, generator_for
 from aad1.workspace import Workspace
 
 Precision = Literal["float32", "bfloat16"]
@@ -238,7 +238,7 @@ def _turn(ledger: Ledger, stage: Stage, name: str, manner: Manner) -> Pass:
     ledger.begin()
     batch = stage.dataset.read(range(manner.batch))
     with _gradients_claimed(ledger, player):
-        loss = stage.loss(Turn(name, LATER), batch, generator_for(0, stage.name)).value
+        loss = stage.loss(Turn(name, LATER), batch, Draws(generator_for(0, stage.name))).value
         forward = ledger.flops
         loss.backward()
     found = _pass(ledger, forward)

@@ -25,10 +25,11 @@ from aad1.models.critic import Critic, Granularity
 from aad1.objectives.adversarial import consistency, critic_loss, generator_loss
 from aad1.rollout import ClipRollout, roll_clip
 from aad1.stages.base import PlainStage
-from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, noise_like, roll_batch, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, roll_batch
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class AdversarialStage(PlainStage):
         first = self.config.head_start if step == 0 else 0
         return ("critic",) * (first + self.config.critic_updates) + ("generator",)
 
-    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: ClipBatch, noise: Draws) -> Loss:
         """Eq. 8 and 10 for the critic, Eq. 9 for the generator, each on a fresh rollout (Eq. 7)."""
         self.let_critic_learn(turn.player == "critic")
         if turn.player == "critic":
@@ -106,7 +107,7 @@ class AdversarialStage(PlainStage):
             return self._critic_loss(batch, fake, noise)
         return self.generator_loss(batch, self.rolled(batch, noise), noise)
 
-    def rolled(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
+    def rolled(self, batch: ClipBatch, noise: Draws) -> Tensor:
         """The generator's clips of a batch's images and prompts (Eq. 7)."""
         return roll_batch(self.roll, self.generator_model, batch, self.levels, noise)
 
@@ -119,15 +120,15 @@ class AdversarialStage(PlainStage):
         for parameter in self.players["critic"].parameters.values():
             parameter.requires_grad_(on)
 
-    def _noising(self, clip: Tensor, noise: torch.Generator) -> Noising:
+    def _noising(self, clip: Tensor, noise: Draws) -> Noising:
         low, high = self.config.t_range
-        level = low + (high - low) * shift_t(uniform((len(clip), 1), clip, noise), self.config.shift)
-        return Noising(noise_like(clip, noise), level.expand(-1, clip.shape[2]))
+        level = low + (high - low) * shift_t(noise.uniform(len(clip), 1).to(clip), self.config.shift)
+        return Noising(noise.normal(clip), level.expand(-1, clip.shape[2]))
 
-    def _critic_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
+    def _critic_loss(self, batch: ClipBatch, fake: Tensor, noise: Draws) -> Loss:
         """Eq. 8 + lambda Eq. 10; the perturbation is added to the NOISED clips, at the same tau."""
         eps, t = self._noising(fake, noise)
-        delta = self.config.consistency_sigma * noise_like(fake, noise)
+        delta = self.config.consistency_sigma * noise.normal(fake)
         logits, reg = {}, {}
         for name, clip in (("real", batch.latents), ("fake", fake)):
             noised = add_noise(clip, eps, t)
@@ -139,7 +140,7 @@ class AdversarialStage(PlainStage):
         regularisers = {f"consistency_{name}": float(r.detach()) for name, r in reg.items()}
         return Loss(value, {"game": float(game.detach()), **regularisers, **health})
 
-    def generator_loss(self, batch: ClipBatch, fake: Tensor, noise: torch.Generator) -> Loss:
+    def generator_loss(self, batch: ClipBatch, fake: Tensor, noise: Draws) -> Loss:
         """Eq. 9 of a rolled-out clip; the critic's own weights take no gradient from it (``let_critic_learn``)."""
         eps, t = self._noising(fake, noise)
         logit = self.critic_model(add_noise(fake, eps, t), t, batch.text)

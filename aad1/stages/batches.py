@@ -12,6 +12,7 @@ from aad1.data.latents import LatentStore
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.rollout import ClipRollout
+from aad1.training.randomness import Draws
 
 NOISE_BANDS = ("low", "middle", "high")
 Batch = TypeVar("Batch")
@@ -81,16 +82,16 @@ def roll_batch(
     generator: CausalWanTransformer3DModel,
     batch: ClipBatch,
     levels: Sequence[float],
-    noise: torch.Generator,
+    noise: Draws,
 ) -> Tensor:
     """Roll the generator out over its own outputs from a batch's images and prompts (Eq. 4, Eq. 7)."""
     return roll(
         generator,
         batch.image,
         batch.text,
-        noise_like(batch.latents[:, :, 1:], noise),
+        noise.normal(batch.latents[:, :, 1:]),
         levels=levels,
-        renoise=lambda like: noise_like(like, noise),
+        renoise=noise.normal,
     )
 
 
@@ -99,13 +100,3 @@ def by_noise_level(name: str, values: Tensor, level: Tensor) -> dict[str, float]
     band = (level * len(NOISE_BANDS)).long().clamp_max(len(NOISE_BANDS) - 1)
     parts = {f"{name}_t_{which}": values[band == i] for i, which in enumerate(NOISE_BANDS)}
     return {key: float(part.mean()) for key, part in parts.items() if len(part)}
-
-
-def noise_like(latents: Tensor, noise: torch.Generator) -> Tensor:
-    """Standard normal noise of this shape, drawn on the CPU so that every device sees the same."""
-    return torch.randn(latents.shape, generator=noise, dtype=torch.float32).to(latents)
-
-
-def uniform(shape: Sequence[int], like: Tensor, noise: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1), drawn on the CPU."""
-    return torch.rand(tuple(shape), generator=noise).to(like)

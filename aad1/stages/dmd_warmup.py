@@ -22,12 +22,13 @@ from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.dmd import dmd_gradient, dmd_surrogate
 from aad1.objectives.flow_matching import flow_matching
 from aad1.rollout import ClipRollout, roll_clip
-from aad1.stages.batches import ClipBatch, LatentClips, noise_like, roll_batch, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, roll_batch
 from aad1.stages.showing import Showing
 from aad1.teacher_sampling import guided_velocity
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.motion_guard import MotionGuard
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,12 @@ class ScoreDistillation:
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False)
 
-    def fake_score_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
+    def fake_score_loss(self, clip: Tensor, text: Tensor, noise: Draws) -> Loss:
         """Eq. 5: flow matching on generated clips."""
         x_t, eps, t = self._noised(clip, noise)
         return Loss(flow_matching(self.fake_score(x_t, t, text), clip, eps, t), {})
 
-    def generator_loss(self, clip: Tensor, text: Tensor, noise: torch.Generator) -> Loss:
+    def generator_loss(self, clip: Tensor, text: Tensor, noise: Draws) -> Loss:
         """Eq. 6 through its surrogate: d loss / d clip is the difference of the two scores."""
         with torch.no_grad():
             x_t, _, t = self._noised(clip.detach(), noise)
@@ -72,10 +73,10 @@ class ScoreDistillation:
             gradient = dmd_gradient(clip.detach(), x0_from_v(x_t, v_real, t), x0_from_v(x_t, v_fake, t))
         return Loss(dmd_surrogate(clip, gradient), {"dmd_gradient": float(gradient.abs().mean())})
 
-    def _noised(self, clip: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised(self, clip: Tensor, noise: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The whole clip (or all but its image) at one random level a sample: x_tau, its noise, tau [batch, frames]."""
-        eps = noise_like(clip, noise)
-        level = shift_t(uniform((len(clip), 1), clip, noise), self.config.shift).clamp(*self.config.t_range)
+        eps = noise.normal(clip)
+        level = shift_t(noise.uniform(len(clip), 1).to(clip), self.config.shift).clamp(*self.config.t_range)
         t = level.expand(-1, clip.shape[2])
         t = with_clean_image(t) if self.config.clean_image else t
         return add_noise(clip, eps, t), eps, t
@@ -111,7 +112,7 @@ class DmdWarmupStage:
         """The fake score several times, then the generator once."""
         return ("fake_score",) * self.config.fake_score_updates + ("generator",)
 
-    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: ClipBatch, noise: Draws) -> Loss:
         """Eq. 5 for the fake score, Eq. 6 for the generator, each on a fresh rollout (Eq. 4)."""
         if turn.player == "fake_score":
             with torch.no_grad():
@@ -119,7 +120,7 @@ class DmdWarmupStage:
             return self.scores.fake_score_loss(clip, batch.text, noise)
         return self.scores.generator_loss(self._rolled(batch, noise), batch.text, noise)
 
-    def _rolled(self, batch: ClipBatch, noise: torch.Generator) -> Tensor:
+    def _rolled(self, batch: ClipBatch, noise: Draws) -> Tensor:
         return roll_batch(self.roll, self.generator_model, batch, self.levels, noise)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from aad1.stages.batches import ClipBatch, LatentClips
 from aad1.stages.dmd_warmup import ScoreDistillation
 from aad1.training.loop import Loss, Turn
 from aad1.training.player import Player
+from aad1.training.randomness import Draws
 
 
 @dataclass
@@ -42,7 +43,7 @@ class JointStage(PlainStage):
         """The fake score's updates, then the game's turns."""
         return ("fake_score",) * self.scores.config.fake_score_updates + tuple(self.game.turns(step))
 
-    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: ClipBatch, noise: Draws) -> Loss:
         """Eq. 5 for the fake score, Eq. 8 and 10 for the critic, Eq. 9 + weight x Eq. 6 for the generator."""
         if turn.player == "critic":
             return self.game.loss(turn, batch, noise)

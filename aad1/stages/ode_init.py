@@ -25,6 +25,7 @@ from aad1.stages.batches import Trajectories, TrajectoryBatch
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class OdeInitStage(PlainStage):
         """One update a step."""
         return ("generator",)
 
-    def loss(self, turn: Turn, batch: TrajectoryBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: TrajectoryBatch, noise: Draws) -> Loss:
         """E || x_t - t v(x_t, t) - x_end ||^2, every chunk at its own level."""
         x0 = batch.points[:, -1]
         index = self._draw_levels(len(x0), x0.shape[2], noise).to(x0.device)
@@ -65,13 +66,13 @@ class OdeInitStage(PlainStage):
         v = self.generator(x_t, t, batch.text, visibility="block_causal")
         return Loss(ode_regression(x0_from_v(x_t, v, t), x0, (t > 0).to(x0)), {})
 
-    def _draw_levels(self, batch: int, frames: int, noise: torch.Generator) -> Tensor:
+    def _draw_levels(self, batch: int, frames: int, noise: Draws) -> Tensor:
         """Which stored level each frame takes, [batch, frames]: one a chunk, the last (clean) for the image."""
         last = len(self.levels) - 1
         index = torch.full((batch, frames), last)
         for chunk in chunk_slices(frames, self.generator.config.num_frames_per_block)[1:]:
-            level = torch.randint(last, (batch, 1), generator=noise)
-            clean = torch.rand(batch, 1, generator=noise) < self.config.clean_context
+            level = noise.below(last, batch, 1)
+            clean = noise.uniform(batch, 1) < self.config.clean_context
             index[:, chunk] = torch.where(clean, last, level)
         return index
 

@@ -32,9 +32,10 @@ from aad1.measures.world import measure_clip, pooled
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video, geometry
+from aad1.parallel.crew import ALONE, Crew
 from aad1.rollout import roll_clip
-from aad1.stages.batches import noise_like
 from aad1.teacher_sampling import TeacherSampling, sample_teacher
+from aad1.training.randomness import Draws
 
 SHOWN = ("rho", "kappa", "freeze", "presence", "id_ok", "law_residual", "quality", "heading")
 NOISE_SEED = 20_000
@@ -51,7 +52,10 @@ class ShowingConfig:
 
 @dataclass
 class Showing:
-    """Held-out clips of ``store`` and all that is needed to imitate them."""
+    """Held-out clips of ``store`` and all that is needed to imitate them.
+
+    The groups of a crew imitate some of the clips each; its leader decodes, measures and writes, and tells the others.
+    """
 
     config: ShowingConfig
     store: LatentStore
@@ -60,18 +64,21 @@ class Showing:
     levels: Sequence[float]
     negative_prompt: str
     device: torch.device
+    crew: Crew = ALONE
 
     def student(self, generator: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Animate the held-out images with the student's own passes; truth above, student below."""
-        image, text = self._latents[:, :, :1], self._text
-        latents = roll_clip(generator, image, text, self._noise(1), levels=self.levels, renoise=_renoise())
+        own = self._own
+        image, text, noise = self._latents[own, :, :1], self._text[own], self._noise(1)[own]
+        latents = roll_clip(generator, image, text, noise, levels=self.levels, renoise=self._renoise())
         return self._measure(latents, path, image_given=True, period=self._token_side(generator))
 
     def teacher(self, teacher: CausalWanTransformer3DModel, path: Path) -> dict[str, float]:
         """Sample the held-out captions with the many-step teacher, and the images where the sampling gives them."""
-        negative = self.text.embed([self.negative_prompt] * len(self._latents)).to(self.device)
-        sampling, image = self.config.teacher, self._latents[:, :, :1]
-        latents = sample_teacher(teacher, self._noise(0), self._text, negative, sampling, _renoise(), image)
+        own, sampling = self._own, self.config.teacher
+        image, text, noise = self._latents[own, :, :1], self._text[own], self._noise(0)[own]
+        negative = self.text.embed([self.negative_prompt] * len(own)).to(self.device)
+        latents = sample_teacher(teacher, noise, text, negative, sampling, self._renoise(), image)
         return self._measure(latents, path, image_given=sampling.clean_image, period=self._token_side(teacher))
 
     def _token_side(self, transformer: CausalWanTransformer3DModel) -> int:
@@ -79,6 +86,21 @@ class Showing:
         return int(transformer.config.patch_size[-1]) * geometry(self.vae).spatial
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
+        """What this process's group has made, with all that others have."""
+        everyones = self.crew.gather(latents.cpu()) if self.crew.ranks > 1 else [latents]
+        measured: dict[str, float] = {}
+        if self.crew.leads:
+            together = torch.cat(everyones[:: self.crew.ranks // self.crew.groups])[: self._count]
+            measured = self._measure_all(together.to(self.device), path, image_given, period)
+        return self.crew.tell(measured)
+
+    @property
+    def _own(self) -> list[int]:
+        """The clips that this group imitates: as many as any other, so some come twice where they do not divide."""
+        share = math.ceil(self._count / self.crew.groups)
+        return [index % self._count for index in range(self.crew.group * share, (self.crew.group + 1) * share)]
+
+    def _measure_all(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
         made = self._decode(latents)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(path, [self._real, made], fps=self.store.manifest.fps)
@@ -136,6 +158,11 @@ class Showing:
         shape[2] -= skipped_frames
         return torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(self._latents)
 
+    def _renoise(self) -> Noise:
+        """The fresh noise of later passes and steps, the same at every evaluation."""
+        draws, own = Draws(torch.Generator().manual_seed(NOISE_SEED + 1)), self._own
+        return lambda like: draws.normal(like.new_empty(self._count, *like.shape[1:]))[own]
+
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         return np.concatenate([tensor_to_video(decode_video(self.vae, clip[None])) for clip in latents])
@@ -162,12 +189,6 @@ def _mean_slope(series: Callable[[NDArray[np.uint8]], NDArray[np.float64]], clip
 
 def _mean_grid(clips: NDArray[np.uint8], period: int) -> float:
     return float(np.mean([grid_peak(clip, period) for clip in clips]))
-
-
-def _renoise() -> Noise:
-    """The fresh noise of later passes and steps, the same at every evaluation."""
-    stream = torch.Generator().manual_seed(NOISE_SEED + 1)
-    return lambda like: noise_like(like, stream)
 
 
 def world_truth(source: str, frames: int) -> Truth:

@@ -28,6 +28,7 @@ from aad1.models.state_encoder import MIDDLE, PART, SCALES, STEP, WINDOW, State,
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 TRAINING_WINDOWS = 1_000_000
 STATISTICS_CLIPS = 512  # of the training split, for the features' mean and covariance
@@ -173,7 +174,7 @@ class StateEncoderStage(PlainStage):
         """One update a step."""
         return ("encoder",)
 
-    def loss(self, turn: Turn, batch: Window, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: Window, noise: Draws) -> Loss:
         """Cross-entropy of presence and of the present objects' shapes, and squared errors of all else, by SCALES."""
         found, true = self.encoder.state(batch.frames.to(self.encoder.device)), _to(batch.state, self.encoder.device)
         there = true.presence > 0

@@ -21,10 +21,11 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.flow_matching import flow_matching
 from aad1.stages.base import PlainStage
-from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, noise_like, uniform
+from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +84,15 @@ class TeacherStage(PlainStage):
         """One update a step."""
         return ("teacher",)
 
-    def loss(self, turn: Turn, batch: ClipBatch, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: ClipBatch, noise: Draws) -> Loss:
         """E || v(x_t, t, text) - (eps - x0) ||^2 at one shifted noise level a clip, but for clean images."""
         exercise = self.config.exercise(turn.step)
         x0 = batch.latents[:, :, : exercise.frames]
-        eps = noise_like(x0, noise)
-        level = shift_t(uniform((len(x0), 1), x0, noise), exercise.shift)
-        dropped = uniform((len(x0), 1, 1), x0, noise) < self.config.text_dropout
+        eps = noise.normal(x0)
+        level = shift_t(noise.uniform(len(x0), 1).to(x0), exercise.shift)
+        dropped = noise.uniform(len(x0), 1, 1).to(x0) < self.config.text_dropout
         text = torch.where(dropped, self.empty_text.to(batch.text), batch.text)
-        given = uniform((len(x0), 1), x0, noise) < exercise.clean_image
+        given = noise.uniform(len(x0), 1).to(x0) < exercise.clean_image
         t = level.expand(-1, x0.shape[2])
         t = torch.where(given, with_clean_image(t), t)
         predicted = self.teacher(add_noise(x0, eps, t), t, text)

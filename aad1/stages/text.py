@@ -24,6 +24,7 @@ from aad1.models.checkpoint_io import save_component
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 NONE = "none"
 IGNORED = -100  # cross_entropy's label for "no target": </s> and padding stand in no clause
@@ -87,7 +88,7 @@ class TextStage(PlainStage):
         """One update a step."""
         return ("encoder",)
 
-    def loss(self, turn: Turn, batch: LabelledCaptions, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: LabelledCaptions, noise: Draws) -> Loss:
         """Cross-entropy of every token's answers, summed over the questions."""
         batch = batch.to(self.encoder.device)
         hidden = self.encoder(batch.ids, batch.mask).last_hidden_state

@@ -26,6 +26,7 @@ from aad1.models.vae import Geometry, geometry
 from aad1.stages.base import PlainStage
 from aad1.training.loop import LoopConfig, Loss, Turn
 from aad1.training.player import OptimizerConfig, Player
+from aad1.training.randomness import Draws
 
 TRAINING_WINDOWS = 1_000_000
 STATISTICS_CLIPS = 64
@@ -87,7 +88,7 @@ class VaeStage(PlainStage):
         """One update a step."""
         return ("vae",)
 
-    def loss(self, turn: Turn, batch: Tensor, noise: torch.Generator) -> Loss:
+    def loss(self, turn: Turn, batch: Tensor, noise: Draws) -> Loss:
         """|x_hat - x| + w_mse (x_hat - x)^2 + w_z z^2 + w_a (z_anchored - anchors(x))^2, means over elements.
 
         The latent is the posterior's mean: sampling it at this size of model and budget kept the

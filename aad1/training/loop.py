@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,13 +21,17 @@ from torch import Tensor
 from aad1.data.order import Sampler
 from aad1.errors import UserError
 from aad1.limits import Count, Natural
+from aad1.parallel.crew import ALONE, Crew
 from aad1.progress import Progress
 from aad1.training import checkpoint
 from aad1.training.metrics import MetricsLog
 from aad1.training.player import Player
-from aad1.training.randomness import generator_for
+from aad1.training.randomness import Draws, generator_for
+from aad1.training.share import pieces
 
 CHECKPOINTS = "checkpoints"
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # how schedulers ask a job to leave
+TURNS = 0  # of a stage's random streams, the one that its turns draw from
 LIVE = frozenset({"loss", "gap", "rho", "kappa", "presence", "psnr", "all"})  # shown beside the bar
 
 
@@ -35,8 +39,8 @@ LIVE = frozenset({"loss", "gap", "rho", "kappa", "presence", "psnr", "all"})  # 
 class LoopConfig:
     """How long a stage runs and how often it reports; every stage's config extends it.
 
-    accumulate: micro-batches a turn; log_every, evaluate_every and save_every are in steps (0 = only at
-    the end); keep: how many checkpoints stay.
+    batch: samples of a micro-batch; accumulate: micro-batches of a turn, of all processes together; log_every,
+    evaluate_every and save_every are in steps (0 = only at the end); keep: how many checkpoints stay.
     """
 
     steps: Count
@@ -97,8 +101,8 @@ class Stage(Protocol):
         """Which players move in this step, in order."""
         ...
 
-    def loss(self, turn: Turn, batch: Any, noise: torch.Generator) -> Loss:
-        """The loss of the player whose turn it is, on one micro-batch."""
+    def loss(self, turn: Turn, batch: Any, noise: Draws) -> Loss:
+        """The loss of the player whose turn it is, on one micro-batch: the mean of its samples'."""
         ...
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
@@ -126,14 +130,18 @@ class Interrupted(Exception):
     """The run was stopped by the user after saving; it says how to go on."""
 
 
+class Preempted(Interrupted):
+    """The run was asked by the system to leave its place, and has saved: nothing is wrong."""
+
+
 @dataclass
 class Run:
-    """One stage's training in one folder.
+    """One stage's training in one folder, by one process or by each of a ``crew``.
 
     ``resume`` goes on from the last readable checkpoint, or begins where there is none yet. Raises
     UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
-    checkpoints is readable, or when a loss stops being finite (the batch is saved first); Interrupted
-    after Ctrl-C.
+    checkpoints is readable, when the crew cannot share a turn's samples, or when a loss stops being finite (the batch
+    is saved first); Interrupted after Ctrl-C, Preempted after SIGTERM or SIGUSR1.
     """
 
     stage: Stage
@@ -141,8 +149,10 @@ class Run:
     folder: Path
     seed: int
     resume: bool = False
+    crew: Crew = ALONE
 
     def __post_init__(self) -> None:
+        self.pieces = pieces(self.config.batch, self.config.accumulate, self.crew.group, self.crew.groups)
         self.sampler = Sampler(len(self.stage.dataset), seed=self.seed, buckets=self._buckets())
         self.step = 0
         self.finished = False
@@ -155,14 +165,17 @@ class Run:
         """Run to the last step (or the stage's own stop) and export; returns what was exported."""
         self._start()
         with ExitStack() as stack:
-            log = stack.enter_context(MetricsLog(self.folder, self.step))
-            bar = stack.enter_context(Progress(self.stage.name, self.config.steps, done=self.step, unit="step"))
-            stopping = stack.enter_context(_stop_signals())
+            log = stack.enter_context(MetricsLog(self.folder, self.step) if self.crew.leads else nullcontext())
+            bar = stack.enter_context(
+                Progress(self.stage.name, self.config.steps, done=self.step, unit="step", shown=self.crew.leads)
+            )
+            stopping = stack.enter_context(_stop_signals(self.crew.leads))
             while self.step < self.config.steps and not self.finished:
                 self._one_step(log, bar)
-                if stopping:
+                if heard := {number for seen in self.crew.gather(stopping) for number in seen}:
                     self.save()
-                    raise Interrupted(f"saved at step {self.step} in {self.folder}; go on with --resume")
+                    kind = Interrupted if signal.SIGINT in heard else Preempted
+                    raise kind(f"saved at step {self.step} in {self.folder}; go on with --resume")
         return self.stage.export(self.folder / "final")
 
     def _start(self) -> None:
@@ -196,13 +209,12 @@ class Run:
         checkpoint.save(self.folder / CHECKPOINTS, self.step, state, self.config.keep)
         self._saved = self.step
 
-    def _one_step(self, log: MetricsLog, bar: Progress) -> None:
+    def _one_step(self, log: MetricsLog | None, bar: Progress) -> None:
         found: dict[str, list[float]] = {}
-        metrics: dict[str, float] = {}
         for index, name in enumerate(self.stage.turns(self.step)):
             _collect(found, {f"{name}/{key}": value for key, value in self._turn(index, name).items()})
-            metrics = _means(found)  # over all turns of a player
-            bar.advance(0, **_live(metrics))
+            bar.advance(0, **_live(_means(found)))  # over all turns of a player
+        metrics = _means(_together(self.crew.gather(found)))
         self.step += 1
         last = self.step == self.config.steps
         if _due(self.step, self.config.evaluate_every) or last:
@@ -213,28 +225,32 @@ class Run:
         bar.advance(1, **_live(metrics))
         if reason is not None:
             bar.print(f"{self.stage.name} stops at step {self.step}: {reason}")
-        if _due(self.step, self.config.log_every) or ended or any(k.startswith("eval/") for k in metrics):
+        logged = _due(self.step, self.config.log_every) or ended or any(k.startswith("eval/") for k in metrics)
+        if log is not None and logged:
             log.write(self.step, metrics)
         if _due(self.step, self.config.save_every) or ended:
             self.save()
 
     def _turn(self, index: int, name: str) -> dict[str, float]:
-        """One player's update over ``accumulate`` micro-batches; their metrics are averaged."""
-        player = self.stage.players[name]
-        drawn: list[Sequence[int]] = []
+        """One player's update over this process's part of ``accumulate`` micro-batches; their metrics are averaged."""
+        everyones = [self.sampler.next(self.config.batch) for _ in range(self.config.accumulate)]
+        drawn = [everyones[p.micro][p.first : p.first + p.size] for p in self.pieces]
         found: dict[str, list[float]] = {}
-        for micro in range(self.config.accumulate):
-            noise = generator_for(self.seed, self.stage.name, 0, self.step, index, micro)
-            drawn.append(self.sampler.next(self.config.batch))
-            loss = self.stage.loss(Turn(name, self.step), self.stage.dataset.read(drawn[-1]), noise)
-            if not torch.isfinite(loss.value):
-                raise self._diverged(name, drawn[-1:], f"loss is {float(loss.value.detach())}")
-            (loss.value / self.config.accumulate).backward()
+        trouble: str | None = None
+        for piece, indices in zip(self.pieces, drawn, strict=True):
+            stream = generator_for(self.seed, self.stage.name, TURNS, self.step, index, piece.micro)
+            noise = Draws(stream, self.config.batch, piece.first)
+            loss = self.stage.loss(Turn(name, self.step), self.stage.dataset.read(indices), noise)
+            if trouble is None and not torch.isfinite(loss.value):
+                trouble = self._diverged(name, [indices], f"loss is {float(loss.value.detach())}")
+            (loss.value / len(self.pieces)).backward()
             _collect(found, {"loss": float(loss.value.detach()), **loss.metrics})
+        self.crew.refuse(self.crew.gather(trouble))
         try:
-            norms = player.step(self.step / self.config.steps)
-        except FloatingPointError as error:
-            raise self._diverged(name, drawn, str(error)) from error
+            norms = self.stage.players[name].step(self.step / self.config.steps)
+        except FloatingPointError as error:  # the norm is that of all processes' gradients: each of them is here
+            self.crew.refuse(self.crew.gather(self._diverged(name, drawn, str(error))))
+            raise
         return _means(found) | norms
 
     def _evaluate(self) -> dict[str, float]:
@@ -244,15 +260,16 @@ class Run:
                 stack.enter_context(player.averaged())
             return self.stage.evaluate(self.step, self.folder / "samples")
 
-    def _diverged(self, name: str, drawn: Sequence[Sequence[int]], what: str) -> UserError:
-        """Save the micro-batches that broke the run, and say so; the last checkpoint is still good."""
-        path = self.folder / f"diverged-step-{self.step:08d}.pt"
+    def _diverged(self, name: str, drawn: Sequence[Sequence[int]], what: str) -> str:
+        """Save the micro-batches that broke the run; returns what to say. The last checkpoint is still good."""
+        who = f"-rank-{self.crew.rank}" if self.crew.ranks > 1 else ""
+        path = self.folder / f"diverged-step-{self.step:08d}{who}.pt"
         try:
             checkpoint.write_tensors(path, [_plain(self.stage.dataset.read(indices)) for indices in drawn])
             where = f"the batch is in {path}"
         except OSError as error:
             where = f"the batch could not be saved ({error.strerror or error})"
-        return UserError(
+        return (
             f"{self.stage.name} diverged at step {self.step} ({name}: {what}); {where}; "
             "lower the learning rate and --resume from the last checkpoint"
         )
@@ -277,6 +294,15 @@ def _plain(batch: Any) -> Any:
     return dict(vars(batch)) if is_dataclass(batch) else batch
 
 
+def _together(found: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """Every process's values, under their keys."""
+    all_found: dict[str, list[float]] = {}
+    for one in found:
+        for key, values in one.items():
+            all_found.setdefault(key, []).extend(values)
+    return all_found
+
+
 def _collect(found: dict[str, list[float]], values: Mapping[str, float]) -> None:
     """Add to each key's list; not every micro-batch has every key."""
     for key, value in values.items():
@@ -297,8 +323,8 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that becomes non-empty on Ctrl-C or SIGTERM, so that the loop can finish its step and save.
+def _stop_signals(says: bool) -> Iterator[list[int]]:
+    """A list that becomes non-empty on Ctrl-C, SIGTERM or SIGUSR1, so that the loop can finish its step and save.
 
     A second Ctrl-C stops at once: a step of a large model is long, and the last checkpoint stands.
     """
@@ -307,11 +333,11 @@ def _stop_signals() -> Iterator[list[int]]:
     def note(number: int, _: object) -> None:
         if number == signal.SIGINT and signal.SIGINT in seen:
             raise Interrupted("stopped at once; --resume goes on from the last checkpoint")
-        if not seen:
+        if not seen and says:
             print("aad1: finishing this step, then saving (again to stop at once)", file=sys.stderr, flush=True)
         seen.append(number)
 
-    heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    heard = (signal.SIGINT, *PREEMPTION) if threading.current_thread() is threading.main_thread() else ()
     previous = {s: signal.signal(s, note) for s in heard}  # only a program's main thread may listen
     try:
         yield seen

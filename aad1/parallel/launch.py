@@ -1,0 +1,106 @@
+"""Joining the processes of a run: a process group, and what all must have alike before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from aad1.data.team import Team
+from aad1.parallel.crew import Crew, SharedError
+from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
+
+PACKAGE = Path(__file__).parents[1]
+LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
+ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one process is split over itself
+
+
+@contextmanager
+def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[Placement]:
+    """Join the processes of ``team`` for as long as the block lasts; yields this one's placement.
+
+    Raises:
+        UserError: when they do not fill the grid that ``config`` wants; SharedError where there are several.
+    """
+    alone = team.ranks == 1
+    if alone and config.precision != ALONE_TOO:
+        grid_of(config, 1)
+        yield Placement(config, device=device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=config.timeout),
+        store=dist.HashStore() if alone else None,  # type: ignore[attr-defined]
+        rank=0 if alone else -1,
+        world_size=1 if alone else -1,
+    )
+    try:
+        control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        whole = Crew(team.rank or 0, team.ranks, control=control)
+        grid = whole.agree(lambda: grid_of(config, team.ranks))
+        yield placed(config, grid, whole, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def require_alike(crew: Crew, facts: Mapping[str, str]) -> None:
+    """Raise SharedError unless every process has the leader's ``facts``, each named and told in a word or a hash."""
+    heard = crew.gather(dict(facts))
+    for rank, found in enumerate(heard):
+        for name, value in found.items():
+            if value != heard[0][name]:
+                raise SharedError(
+                    f"rank {rank} of {crew.ranks} has another {name} than rank 0 ({value}, not {heard[0][name]}); "
+                    "give every process the same"
+                )
+
+
+def require_shared(crew: Crew, folder: Path) -> None:
+    """Raise SharedError unless what the leader writes into ``folder`` is seen by every process.
+
+    Raises:
+        UserError: when the leader cannot write there.
+    """
+    if crew.ranks == 1:
+        return
+    probe = crew.tell(folder / f".seen-{uuid.uuid4().hex}")
+
+    def write() -> None:
+        if crew.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+
+    crew.agree(write)
+    blind = [rank for rank, sees in enumerate(crew.gather(probe.exists())) if not sees]
+    if crew.leads:
+        probe.unlink()
+    if blind:
+        raise SharedError(
+            f"rank {', '.join(map(str, blind))} of {crew.ranks} does not see what rank 0 writes into "
+            f"{folder.resolve()}; give -o a folder that all machines share"
+        )
+
+
+@cache
+def software() -> dict[str, str]:
+    """What a process computes with: Python, torch, diffusers, and a hash of this package's code."""
+    code = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "code of aad1": code.hexdigest()[:12],
+    }

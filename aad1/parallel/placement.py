@@ -1,0 +1,155 @@
+"""How a stage's networks are placed on the processes that train them: split up, checkpointed, compiled.
+
+    replicate x shard x context = ranks
+
+Weights, gradients and optimizer states are split over shard x context ranks and kept ``replicate`` times (FSDP2, block
+by block); ``context`` ranks share every sample's tokens (Ulysses). Gradients are means over all ranks. What is
+computed stays the same, but for rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from aad1.errors import UserError
+from aad1.limits import Count, Natural, Positive
+from aad1.models.causal_wan import CausalWanBlock, CausalWanTransformer3DModel
+from aad1.parallel.crew import ALONE, Crew
+from aad1.parallel.ulysses import spread_sequences
+
+Role = Literal["generator", "fake_score", "critic", "teacher"]
+ALSO_CALLED = ("extend", "advance")  # methods that compute as ``forward`` does
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How it is computed: over which ranks, in which precision; what for memory's sake is computed twice.
+
+    replicate, shard, context: their product is the number of processes (shard 0: as many as are left); precision: of
+    the passes (weights that learn stay float32); checkpointing: roles whose backward recomputes each block; compile:
+    roles whose blocks go through torch.compile; offload: frozen roles whose weights wait in the host's memory;
+    timeout: seconds that a process may wait for another.
+    """
+
+    replicate: Count = 1
+    shard: Natural = 0
+    context: Count = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: tuple[Role, ...] = ()
+    compile: tuple[Role, ...] = ()
+    offload: tuple[Literal["teacher"], ...] = ()
+    timeout: Positive = 1800.0
+
+
+class Grid(NamedTuple):
+    """Ranks by what they are for."""
+
+    replicate: int
+    shard: int
+    context: int
+
+
+def grid_of(config: ComputeConfig, ranks: int) -> Grid:
+    """The grid of this many ranks; raises UserError when they do not fill one."""
+    given = config.replicate * config.context
+    shard = config.shard or max(1, ranks // given)
+    if given * shard != ranks:
+        wanted = f"compute.replicate {config.replicate} x shard {config.shard or 'any'} x context {config.context}"
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        raise UserError(
+            f"{wanted} do not make {ranks} processes; leave compute.shard 0 and let replicate x context be one of "
+            f"{', '.join(map(str, fitting))}"
+        )
+    return Grid(config.replicate, shard, config.context)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A crew, how its ranks are arranged, and what is done to a network before it trains.
+
+    shards: the mesh (replicate, shard x context), None where nothing is split; context: the ranks that share a sample.
+    """
+
+    config: ComputeConfig = field(default_factory=ComputeConfig)
+    crew: Crew = ALONE
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    shards: DeviceMesh | None = None
+    context: dist.ProcessGroup | None = None
+
+    def split_blocks(self, model: nn.Module, role: Role) -> None:
+        """Split the blocks of a transformer over the ranks, those that are not yet.
+
+        It is done before weights are read where they can be read in parts, so that no rank holds them all.
+        """
+        for block in model.modules():
+            if isinstance(block, CausalWanBlock) and not isinstance(block, FSDPModule):
+                self._split(block, role)
+
+    def finish(self, module: nn.Module, role: Role) -> Any:
+        """Make a role's complete network ready to train; returns it."""
+        for transformer in module.modules():
+            if isinstance(transformer, CausalWanTransformer3DModel):
+                if role in self.config.checkpointing:
+                    transformer.enable_gradient_checkpointing()
+                if role in self.config.compile:
+                    transformer.compile_blocks()
+        if self.context is not None:
+            spread_sequences(module, self.context)
+        if self.shards is not None:
+            # Keys, values and logits leave as views, which nobody changes in place.
+            warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+            self.split_blocks(module, role)
+            self._split(module, role)
+            for name in ALSO_CALLED:
+                if hasattr(module, name):
+                    register_fsdp_forward_method(module, name)
+        return module
+
+    def _split(self, module: nn.Module, role: Role) -> None:
+        if self.shards is None:
+            return
+        frozen = {p for p in module.parameters() if not p.requires_grad}
+        learns = any(p.requires_grad for p in module.parameters())
+        half = torch.bfloat16 if self.config.precision == "bfloat16" else None
+        # Weights are freed after every forward, the root's too: a rollout without gradient has no backward to do it,
+        # and the next one would read what the optimizer has changed meanwhile. What a network needs in float32
+        # (levels, modulation) it casts itself.
+        fully_shard(
+            module,
+            mesh=self.shards,
+            reshard_after_forward=True,
+            mp_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False),
+            ignored_params=frozen if learns else None,  # of adapters: the backbone that several roles share stays whole
+            offload_policy=CPUOffloadPolicy() if role in self.config.offload else OffloadPolicy(),
+        )
+
+
+HERE = Placement()
+
+
+def placed(config: ComputeConfig, grid: Grid, crew: Crew, device: torch.device) -> Placement:
+    """The placement of a process of the default process group, whose ranks fill ``grid``."""
+    kind = device.type
+    shards = init_device_mesh(kind, (grid.replicate, grid.shard * grid.context), mesh_dim_names=("replicate", "shard"))
+    groups = grid.replicate * grid.shard
+    context = None
+    if grid.context > 1:
+        samples = init_device_mesh(kind, (groups, grid.context), mesh_dim_names=("group", "context"))
+        context = samples.get_group("context")
+    crew = replace(crew, group=crew.rank // grid.context, groups=groups)
+    return Placement(config, crew, device, shards, context)
