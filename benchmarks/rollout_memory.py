@@ -115,8 +115,8 @@ def most_on_gpu(run: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def planned(given: argparse.Namespace, device: torch.device, chunks: int) -> dict[str, float]:
-    """As ``measured``, on tensors without contents."""
+def planned(given: argparse.Namespace, device: torch.device, chunks: int) -> dict[str, dict[str, float]]:
+    """As ``measured``, on tensors without contents, and the operations of an update."""
     found = {}
     for way in WAYS:
         with without_contents() as ledger:
@@ -126,7 +126,7 @@ def planned(given: argparse.Namespace, device: torch.device, chunks: int) -> dic
             ledger.claim("given", (parameter.grad for parameter in model.parameters()))
             ledger.begin()
             update(model, read, way)
-            found[way] = round(ledger.peak.bytes[TRANSIENT] / MB, 2)
+            found[way] = {"MB": round(ledger.peak.bytes[TRANSIENT] / MB, 2), "TFLOP": round(ledger.flops / 1e12, 3)}
     return found
 
 

@@ -208,7 +208,7 @@ def test_what_is_not_a_weight_gets_no_gradient_in_silence(which: int) -> None:
 def peak(roll: ClipRollout, chunks: int) -> int:
     """Bytes at the peak of a rollout and its backward, beyond weights, gradients and a clip for each that is given."""
     with without_contents() as ledger:
-        model = student().to(META)
+        model = student(num_layers=1).to(META)
         image, text = torch.empty(1, 4, 1, 4, 4, device=META), torch.empty(1, 3, 8, device=META)
         noise = torch.empty(1, 4, CHUNK * chunks, 4, 4, device=META)
         for parameter in model.parameters():
@@ -222,9 +222,9 @@ def peak(roll: ClipRollout, chunks: int) -> int:
 
 def test_memory_does_not_grow_with_the_clip() -> None:
     """From where the window is full: three chunks."""
-    plain, replayed = ({chunks: peak(roll, chunks) for chunks in (3, 9)} for roll in (roll_clip, roll_clip_replayed))
-    assert plain[9] > 2.5 * plain[3]
-    assert replayed[9] == replayed[3] < plain[3] / 2
+    plain, replayed = ({chunks: peak(roll, chunks) for chunks in (3, 6)} for roll in (roll_clip, roll_clip_replayed))
+    assert plain[6] > 1.7 * plain[3]
+    assert replayed[6] == replayed[3] < plain[3] / 2
 
 
 # --- sharded over processes ------------------------------------------------------------------
