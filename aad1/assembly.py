@@ -583,7 +583,7 @@ class Assembly:
         data, shape, (_, rows, columns) = self.recipe.data, geometry(self.vae), config["patch_size"]
         for height, width in (picture_latents(size, shape, (rows, columns)) for size in data.buckets or (data.size,)):
             tokens = (height // rows) * (width // columns)
-            check_context_parallel(config["num_attention_heads"], tokens, self.recipe.compute.context)
+            check_context_parallel(config["num_attention_heads"], tokens, self.placement.config.context)
 
     def _admit(self, name: str, folder: Path, begun: bool, stage: Stage) -> None:
         """Before a stage runs: the leader holds it against what an earlier run was begun with, or writes that down."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ from aad1.parallel.crew import ALONE, Crew
 from aad1.parallel.ulysses import spread_sequences
 
 Role = Literal["generator", "fake_score", "critic", "teacher"]
+ROLES: tuple[Role, ...] = get_args(Role)
 ALSO_CALLED = ("extend", "advance")  # methods that compute as ``forward`` does
 
 
