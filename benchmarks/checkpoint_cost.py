@@ -127,9 +127,9 @@ def main() -> None:
         own = (now.held + now.written * (mode == BESIDE)) / (plain.computed / arguments.every)  # steps
         wall, computed = (100 * (one / other - 1) for one, other in ((now.wall, plain.wall), (now[1], plain.computed)))
         print(
-            f"{mode}: a save holds the loop up for {now.held:.3f} s, its thread computes {now.written:.3f} s: "
-            f"{100 * own / arguments.every:.1f} % every {arguments.every} steps, {100 * own / usual:.2f} % every {usual}; "
-            f"blocks took {wall:+.1f} % of wall, {computed:+.1f} % of computing"
+            f"{mode}: a save holds the loop for {now.held:.3f} s, its thread computes {now.written:.3f} s: "
+            f"{100 * own / arguments.every:.1f} % every {arguments.every} steps, {100 * own / usual:.2f} % every "
+            f"{usual}; blocks took {wall:+.1f} % of wall, {computed:+.1f} % of computing"
         )
 
 
