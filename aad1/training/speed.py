@@ -59,7 +59,7 @@ class Speed:
     watch: Stopwatch
     device: torch.device
     scale: Scale
-    _kinds: dict[Kind, int] = field(default_factory=dict)
+    kinds: dict[Kind, int] = field(default_factory=dict)
     _gradients: dict[str, int] = field(default_factory=dict)
     _steps: int = 0
     _samples: int = 0
@@ -71,15 +71,15 @@ class Speed:
         """Around a micro-batch's loss and backward: its operations are counted if it is the first of its shapes."""
         leaves = pytree.tree_leaves(vars(batch) if is_dataclass(batch) else batch)
         kind = (player, tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)))
-        if kind in self._kinds:
+        if kind in self.kinds:
             yield
         else:
             with Operations(self.watch) as operations:
                 yield
-            self._kinds[kind] = operations.count
+            self.kinds[kind] = operations.count
         self._samples += samples
         self._tokens += self.scale.tokens(batch) if self.scale.tokens else 0
-        self._operations += self._kinds[kind]
+        self._operations += self.kinds[kind]
 
     def before_update(self, player: str) -> None:
         """Note what a player's gradients take, when they are there."""
@@ -108,7 +108,14 @@ class Speed:
                 "speed/slowest_rank_seconds": everyone[slowest].working / steps,
             }
         found |= {f"time/{phase}": spent / steps for phase, spent in sorted(seconds.items())}
-        return found | self._memory(everyone) if with_memory else found
+        if with_memory:
+            found |= self.row_of_memory() | {"memory/peak": max(done.memory for done in everyone)}
+        return found
+
+    def row_of_memory(self) -> dict[str, float]:
+        """Bytes by owner and what they are, of this process."""
+        gradients = {f"{player}/gradients": size for player, size in self._gradients.items()}
+        return {f"memory/{what}": size for what, size in sorted({**held(self.stage), **gradients}.items())}
 
     def _rates(self, everyone: list[Done], seconds: float) -> dict[str, float]:
         together = self.crew.ranks // self.crew.groups  # ranks that share each sample
@@ -120,11 +127,6 @@ class Speed:
         if self.scale.peak:
             rates["speed/mfu"] = operations / (self.scale.peak * self.crew.ranks)
         return rates
-
-    def _memory(self, everyone: list[Done]) -> dict[str, float]:
-        gradients = {f"{player}/gradients": size for player, size in self._gradients.items()}
-        found = {f"memory/{what}": size for what, size in sorted({**held(self.stage), **gradients}.items())}
-        return {**found, "memory/peak": max(done.memory for done in everyone)}
 
 
 def shown(row: dict[str, float]) -> dict[str, object]:
