@@ -9,6 +9,7 @@ waits for them, and a phase lasts as long as the device was at it or waited for 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ import torch
 
 DATA, UPDATE, COMMUNICATION, OTHER = "data", "update", "communication", "other"
 ROLLOUT, SCORE, CRITIC, BACKWARD = "rollout", "score", "critic", "backward"
-EVALUATION, SAVING = "evaluation", "saving"
+EVALUATION, SAVING, PROFILING = "evaluation", "saving", "profiling"
 PASSES = frozenset({ROLLOUT, SCORE, CRITIC})  # of networks
-UNDIVIDED = frozenset({EVALUATION, SAVING})  # whatever happens inside, counts to them
+UNDIVIDED = frozenset({EVALUATION, SAVING, PROFILING})  # whatever happens inside, counts to them
 UNREAD = 4096  # intervals that wait to be read, before those that have passed are
 
 
@@ -140,6 +141,7 @@ class Stopwatch:
 
 
 _running: list[Stopwatch] = []
+_thread = threading.local()
 
 
 @contextmanager
@@ -157,15 +159,24 @@ def clock_of(device: torch.device) -> Clock:
     return DeviceClock(device) if device.type == "cuda" else HostClock()
 
 
+def unwatched() -> None:
+    """What this thread does is beside the run: no stopwatch is told. (A backward's threads are not beside it.)"""
+    _thread.unwatched = True
+
+
+def _told() -> bool:
+    return bool(_running) and not hasattr(_thread, "unwatched")
+
+
 def enter(phase: str) -> None:
     """A phase begins; whoever says so, says when it ends."""
-    if _running:
+    if _told():
         _running[-1].enter(phase)
 
 
 def leave() -> None:
     """The phase that was entered last ends."""
-    if _running:
+    if _told():
         _running[-1].leave()
 
 

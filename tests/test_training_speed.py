@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from aad1.stopwatch import (
     Stopwatch,
     running,
     timed,
+    unwatched,
 )
 from aad1.training import gpus, metrics
 from aad1.training.loop import Run
@@ -130,6 +132,20 @@ def test_an_error_ends_the_phases_it_leaves() -> None:
         assert watch.take()[OTHER] == 1
     with timed(DATA):  # nobody counts
         clock.time += 1
+
+
+def test_a_thread_beside_the_run_is_not_told_of() -> None:
+    clock = Ticking()
+
+    def beside() -> None:
+        with timed(DATA):
+            clock.time += 1
+
+    with running(Stopwatch(clock)) as watch, ThreadPoolExecutor(1, initializer=unwatched) as pool:
+        pool.submit(beside).result()
+        with ThreadPoolExecutor(1) as other:  # such as a backward's
+            other.submit(beside).result()
+        assert watch.take() == {OTHER: 1, DATA: 1}
 
 
 def test_a_clock_that_runs_behind_is_not_waited_for_until_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,10 +291,10 @@ class OnMeta:
 @pytest.mark.parametrize("name", STAGES)
 def test_operations_of_a_turn_are_those_of_the_plan(name: str, tmp_path: Path) -> None:
     repeating: Any = ComputeConfig(checkpointing=("generator", "critic", "fake_score"))
-    ways = ComputeConfig(), repeating
+    ways = ComputeConfig(), repeating, ComputeConfig(replay=True)
     found = [run_of(name, Placement(compute), tmp_path / str(index)) for index, compute in enumerate(ways)]
     counted = [{player: count for (player, _), count in run.speed.kinds.items()} for run in found]
-    assert counted[0] == counted[1], "what is computed again is no operation of the model"
+    assert counted[0] == counted[1] == counted[2], "what is computed again is no operation of the model"
     stage = STAGES[name](HERE, **BATCH)
     for module in owners_of(stage).values():
         module.to(META)

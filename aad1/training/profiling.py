@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from aad1.errors import UserError
 from aad1.files import write_errors
-from aad1.stopwatch import Stopwatch
+from aad1.stopwatch import PROFILING, Stopwatch, timed
 
 ROWS = 40  # of the table
 
@@ -85,7 +85,7 @@ class Profiling:
         name = f"step-{self._first}-{step}.rank-{self.rank}"
         trace, table = self.folder / f"{name}.json.gz", self.folder / f"{name}.txt"
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        with write_errors(trace):
+        with timed(PROFILING), write_errors(trace):
             self.folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(trace))
             table.write_text(profiler.key_averages().table(sort_by=order, row_limit=ROWS), encoding="utf-8")

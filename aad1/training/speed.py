@@ -4,7 +4,7 @@
     operations/s: of the turns' losses and backwards, without what is computed again for memory's sake
     mfu (model FLOP utilisation) = operations/s / (processes x what a device can do at most)
 
-All are of the time in which the run trains: without evaluations and saving.
+All are of the time in which the run trains: without evaluations, saving and writing profiles.
 """
 
 from __future__ import annotations
