@@ -447,7 +447,8 @@ def test_a_resumed_run_drops_the_rows_of_the_steps_it_repeats(tmp_path: Path) ->
 
 
 def test_a_profile_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, profile=Window(3, 4))
+    rows = run(tmp_path, profile=Window(3, 4))
+    assert [row["step"] for row in rows if "time/profiling" in row] == [4]
     trace, table = tmp_path / "profile" / "step-3-4.rank-0.json.gz", tmp_path / "profile" / "step-3-4.rank-0.txt"
     told = capsys.readouterr().err
     assert f"profile of steps 3 to 4: {trace}" in told
