@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import build_tiny_transformer
 from diffusers import WanPipeline
-from test_loop import assert_identical
+from test_loop import assert_identical, last_state
 
 from aad1.assembly import Assembly
 from aad1.cli import main, parse
@@ -33,7 +33,6 @@ from aad1.models.checkpoint_io import folder_hash, open_folder, save_transformer
 from aad1.recipe import load_recipe
 from aad1.stages import vae as vae_stage
 from aad1.training import metrics
-from aad1.training.checkpoint import load_last
 from aad1.training.metrics import read_metrics
 from aad1.workspace import DISTILLATION, Workspace
 
@@ -274,8 +273,7 @@ def test_a_killed_and_interrupted_command_resumes_bit_for_bit(
 
     assert main([*command, "--resume"]) == 0
     assert (broken / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
-    states = [load_last(folder / "checkpoints") for folder in (broken, unbroken)]
-    assert_identical(*states)
+    assert_identical(last_state(broken), last_state(unbroken))
     weights = [CausalWanTransformer3DModel.from_pretrained(f / "final" / "student") for f in (broken, unbroken)]
     for (name, one), other in zip(weights[0].state_dict().items(), weights[1].state_dict().values(), strict=True):
         assert torch.equal(one, other), name

@@ -8,10 +8,12 @@ import math
 import multiprocessing
 import multiprocessing.forkserver as forkserver
 import os
+import pickle
 import random
 import resource
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +29,11 @@ from torch import Tensor, nn
 
 from aad1.data.order import Sampler
 from aad1.errors import UserError
-from aad1.training import checkpoint, loop, metrics
-from aad1.training.checkpoint import load_last
+from aad1.training import checkpoint, loop, metrics, tensor_files
+from aad1.training.checkpoint import Checkpoints, find, last_whole
 from aad1.training.loop import CHECKPOINTS, Interrupted, LoopConfig, Loss, Run, Turn
 from aad1.training.metrics import MetricsLog, read_metrics
-from aad1.training.motion_guard import GuardConfig, MotionGuard
+from aad1.training.motion_guard import GuardConfig, MotionGuard, merit
 from aad1.training.player import OptimizerConfig, Player
 from aad1.training.randomness import Draws, generator_for
 
@@ -98,6 +100,9 @@ class ToyStage:
         (samples / f"{step}.txt").write_text("a picture")
         return {name: total(player.parameters) for name, player in self.players.items()}
 
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        return None
+
     def stop_reason(self) -> str | None:
         return "enough" if self.stop_at is not None and self.seen >= self.stop_at else None
 
@@ -125,9 +130,14 @@ def run(folder: Path, stage: ToyStage | None = None, resume: bool = False, **cha
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    found = load_last(folder / CHECKPOINTS)
+    """Values and tensors of the last checkpoint, the tensors by the names they have in the files."""
+    found = last_whole(folder / CHECKPOINTS)
     assert found is not None
-    return found[1]
+    tensors = {
+        name: torch.empty(kind.shape, dtype=kind.dtype) for name, kind in tensor_files.kinds_in(found.path).items()
+    }
+    tensor_files.read_into(found.path, tensors)
+    return {"values": found.values, **tensors}
 
 
 def steps_kept(folder: Path) -> list[int]:
@@ -242,7 +252,8 @@ def interrupt_at(step: int, number: int = signal.SIGINT, times: int = 1) -> Call
 def test_a_crashed_run_resumes_bit_for_bit(tmp_path: Path, unbroken: Path, step: int) -> None:
     with pytest.raises(Crash):
         run(tmp_path, ToyStage(crash_at(step, "two")))
-    assert (load_last(tmp_path / CHECKPOINTS) or (0, {}))[0] == step // 3 * 3
+    found = last_whole(tmp_path / CHECKPOINTS)
+    assert (found.step if found else 0) == step // 3 * 3
     run(tmp_path, resume=True)
     assert_same_run(tmp_path, unbroken)
 
@@ -346,21 +357,29 @@ def test_another_stages_run_is_refused(tmp_path: Path) -> None:
 # --- checkpoints -----------------------------------------------------------------------------
 
 
+TENSORS = "__0_0.distcp"
+
+
 def truncate(path: Path) -> None:
-    state = path / "state.pt"
+    state = path / TENSORS
     state.write_bytes(state.read_bytes()[:1000])
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray((path / "state.pt").read_bytes())
+def flip_a_bit(path: Path, file: str = TENSORS) -> None:
+    data = bytearray((path / file).read_bytes())
     data[len(data) // 2] ^= 1
-    (path / "state.pt").write_bytes(data)
+    (path / file).write_bytes(data)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated state": truncate,
     "flipped bit": flip_a_bit,
-    "no state": lambda path: (path / "state.pt").unlink(),
+    "flipped bit of the tensors' places": lambda path: flip_a_bit(path, ".metadata"),
+    "another digit in the meta": lambda path: (path / "meta.json").write_text(
+        (path / "meta.json").read_text().replace('"updates": 9', '"updates": 8')
+    ),
+    "no state": lambda path: (path / TENSORS).unlink(),
+    "no places": lambda path: (path / ".metadata").unlink(),
     "no meta": lambda path: (path / "meta.json").unlink(),
     "half a meta": lambda path: (path / "meta.json").write_text('{"format": 2, "st'),
     "a meta of another kind": lambda path: (path / "meta.json").write_text("[1]"),
@@ -407,19 +426,157 @@ def test_a_torn_later_checkpoint_never_costs_a_new_one(tmp_path: Path, keep: int
 
 
 def test_debris_of_a_killed_save_is_cleared(tmp_path: Path) -> None:
-    debris = tmp_path / CHECKPOINTS / ".writing-00000002" / "state.pt"
+    debris = tmp_path / CHECKPOINTS / ".writing-00000002" / TENSORS
     debris.parent.mkdir(parents=True)
     debris.write_bytes(b"half")
     run(tmp_path, steps=3)
     assert [p.name for p in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000003"]
 
 
-def test_a_checkpoint_of_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", [3, 99])
+def test_a_checkpoint_of_another_format_is_not_guessed_at(tmp_path: Path, format: int) -> None:
     run(tmp_path, steps=3)
     meta = tmp_path / CHECKPOINTS / "step-00000003" / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99; this version reads 3"):
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": format}))
+    with pytest.raises(UserError, match=f"format {format}; this version reads 4: go on with the version that wrote"):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"width": HIDDEN + 1}, r"players/one/average/0\.bias is \[16\] float32 there and \[17\] float32 here"),
+        ({"optimizers": {"one": replace(ADAM, ema=0.0), "two": MUON}}, r"it holds players/one/average/0\.bias, which"),
+        ({"optimizers": {"one": ADAM, "two": ADAM}}, r"it lacks players/two/average/0\.bias \[16\] float32"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    run(tmp_path, steps=3)
+    with pytest.raises(UserError, match=f"step-00000003 is of another model: {said}") as error:
+        run(tmp_path, ToyStage(**changed), resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_reading_runs_no_code_of_a_checkpoint(tmp_path: Path) -> None:
+    """torch unpickles ``.metadata`` with whatever it names."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "boom",)
+
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(pickle.UnpicklingError, match="does not belong there"):
+        tensor_files.kinds_in(tmp_path)
+    with pytest.raises(pickle.UnpicklingError, match="does not belong there"):
+        tensor_files.read_into(tmp_path, {"a": torch.zeros(2)})
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_state_may_change_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is of the moment of the call; the memory of the copies serves the next save too."""
+    begun, go, places = threading.Event(), threading.Event(), []
+
+    def slow(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
+        places.append(tensors["a/b"].data_ptr())
+        begun.set()
+        assert go.wait(60)
+        write(folder, tensors, group)
+
+    write = checkpoint.write_spread
+    monkeypatch.setattr(checkpoint, "write_spread", slow)
+    saved = Checkpoints(tmp_path, keep=5)
+    state = {"a": {"b": torch.arange(4.0), "list": [1, (2, 3)]}, "n": 1}
+    saved.save(1, state)
+    assert begun.wait(60)
+    saved.poll()
+    state["a"]["b"] += 10  # type: ignore[index]
+    go.set()
+    saved.save(2, state | {"n": 2})
+    saved.wait()
+    saved.close()
+    for step, shift in ((1, 0), (2, 10)):
+        found = find(tmp_path, step).into({"a": {"b": torch.zeros(4)}})
+        assert found["a"]["b"].tolist() == [shift + i for i in range(4)]
+        assert (found["n"], found["a"]["list"]) == (step, [1, [2, 3]])
+    assert places[0] == places[1]
+
+
+# --- the best --------------------------------------------------------------------------------
+
+
+@dataclass
+class JudgedStage(ToyStage):
+    """Its third evaluation is the best, though not the highest number that was measured."""
+
+    def evaluate(self, step: int, samples: Path) -> dict[str, float]:
+        return {"rho": {2: 0.5, 4: math.nan, 6: 0.9, 8: 0.8, 10: 0.9}.get(step, 3.0), "kappa": 1.0}
+
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        return merit(measured)
+
+
+def judged(folder: Path, stage: ToyStage | None = None, resume: bool = False) -> Run:
+    return run(folder, stage or JudgedStage(), resume, evaluate_every=2, save_every=5, keep=1)
+
+
+def test_the_best_checkpoint_stays_and_a_resumed_run_remembers_it(tmp_path: Path) -> None:
+    judged(tmp_path / "unbroken")
+    with pytest.raises(Crash):
+        judged(tmp_path / "broken", JudgedStage(crash_at(7, "one")))
+    assert steps_kept(tmp_path / "broken") == [6]
+    (tmp_path / "broken" / CHECKPOINTS / "best.json").unlink()  # as if killed before it was written
+    judged(tmp_path / "broken", resume=True)
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+    for folder in (tmp_path / "broken", tmp_path / "unbroken"):
+        assert steps_kept(folder) == [6, 12]
+        best = json.loads((folder / CHECKPOINTS / "best.json").read_text())
+        assert best == {"step": 6, "merit": 0.9, "measured": {"rho": 0.9, "kappa": 1.0}}
+        assert find(folder / CHECKPOINTS, "best").step == 6
+        assert find(folder / CHECKPOINTS, "last").step == find(folder / CHECKPOINTS, 12).step == 12
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        judged(tmp_path, JudgedStage(crash_at(11, "one")))
+    assert steps_kept(tmp_path) == [6, 10]
+    shutil.rmtree(tmp_path / CHECKPOINTS / "step-00000006")
+    resumed = Run(JudgedStage(), replace(CONFIG, evaluate_every=2, save_every=5, keep=1), tmp_path, 1, resume=True)
+    resumed.train()
+    assert resumed.checkpoints.best is not None
+    assert resumed.checkpoints.best.step == 12
+
+
+def test_what_is_asked_for_and_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no readable checkpoint in .*; give the folder of a run"):
+        find(tmp_path, "last")
+    run(tmp_path, steps=6)
+    with pytest.raises(UserError, match=r"has no best.json: .*take the last one"):
+        find(tmp_path / CHECKPOINTS, "best")
+    with pytest.raises(UserError, match="no checkpoint of step 5; there are 3, 6"):
+        find(tmp_path / CHECKPOINTS, 5)
+    truncate(tmp_path / CHECKPOINTS / "step-00000003")
+    with pytest.raises(UserError, match=r"step-00000003 is not readable: .* does not match its digest; take another"):
+        find(tmp_path / CHECKPOINTS, 3)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ({"rho": 1.0, "kappa": 1.0}, 1.0),
+        ({"rho": 0.5, "kappa": 0.8}, 0.4),
+        ({"rho": 2.0, "kappa": 1.7}, 0.5),
+        ({"rho": 0.0, "kappa": 1.0}, 0.0),
+        ({"rho": 0.5, "kappa": 1.0, "grid": 2.0}, 0.25),
+        ({"rho": 1.0, "kappa": 1.0, "grid": 0.7}, 1.0),
+        ({"rho": 0.5, "kappa": 1.0, "quality": 60.0, "presence": 0.5, "grid": 9.0}, 0.15),
+        ({"rho": 1.0, "kappa": math.nan}, None),
+        ({"rho": 1.0}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_merit_is_motion_times_pictures(measured: dict[str, float], expected: float | None) -> None:
+    assert merit(measured) == (None if expected is None else pytest.approx(expected))
 
 
 # --- a full disk -----------------------------------------------------------------------------
@@ -429,7 +586,7 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["write_tensors", "sync", "rename", "meta"])
+@pytest.mark.parametrize("where", ["write_spread", "sync", "rename", "meta"])
 def test_a_full_disk_while_saving(tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     with pytest.raises(Crash):
         run(tmp_path, ToyStage(crash_at(7, "one")))
@@ -447,6 +604,16 @@ def test_a_full_disk_while_saving(tmp_path: Path, unbroken: Path, monkeypatch: p
     assert not list((tmp_path / CHECKPOINTS).glob(".*"))
     run(tmp_path, resume=True)
     assert_same_run(tmp_path, unbroken)
+
+
+def test_a_save_that_fails_is_told_within_a_step_and_not_hours_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "write_spread", full)
+    stage = ToyStage(lambda turn: time.sleep(0.2))
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-00000003: No space left"):
+        run(tmp_path, stage, evaluate_every=0, steps=1000)
+    assert stage.seen <= 5 * 3 * CONFIG.accumulate
 
 
 def test_a_disk_that_really_takes_no_more(tmp_path: Path) -> None:
@@ -512,16 +679,17 @@ def die_at(operation: int) -> None:
 
         return call
 
-    def write_in_halves(path: Path, value: Any) -> None:
+    def write_in_halves(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
         tick()
-        write(path, value)
+        write(folder, tensors, group)
+        path = folder / TENSORS
         data = path.read_bytes()
         path.write_bytes(data[: len(data) // 2])
         tick()
         path.write_bytes(data)
 
-    write = checkpoint.write_tensors
-    checkpoint.write_tensors = write_in_halves
+    write = checkpoint.write_spread
+    checkpoint.write_spread = write_in_halves
     checkpoint.sync = ticking(checkpoint.sync)
     checkpoint.shutil.rmtree = ticking(checkpoint.shutil.rmtree)
     Path.rename = ticking(Path.rename)  # type: ignore[method-assign]
@@ -564,7 +732,7 @@ def test_killed_at_every_step_of_saving_it_resumes_bit_for_bit(tmp_path: Path, p
             break
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # what is in place is always whole
-            found = load_last(tmp_path / "killed" / CHECKPOINTS)
+            found = last_whole(tmp_path / "killed" / CHECKPOINTS)
         assert found is not None or operation < 14, "a checkpoint was lost"
     assert exits[-1] == 0
     assert set(exits[:-1]) == {-signal.SIGKILL}
@@ -627,7 +795,7 @@ def test_a_run_that_diverges_stops_before_it_spoils_anything(
 
 
 def test_divergence_on_a_full_disk_is_still_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(loop, "write_tensors", full)
     with pytest.raises(UserError, match=r"diverged at step 1 .*could not be saved .No space left"):
         run(tmp_path, spoil(ToyStage(), 1, math.nan))
 

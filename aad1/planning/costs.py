@@ -126,17 +126,16 @@ def _modules(thing: Any, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _update(ledger: Ledger, player: Player, foreach: bool) -> int:
-    """Bytes that a player's update needs for a moment; afterwards its optimizer has its state."""
+    """Bytes that a player's update needs for a moment."""
     for optimizer in player.optimizers:
         for group in optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"] = foreach
-    for _ in range(2):  # the first makes the optimizer's state, the second is as all later ones
-        for parameter in player.parameters.values():
-            parameter.grad = torch.empty_like(parameter)
-        ledger.begin()
-        before = ledger.live.total()
-        player.step(0.0)
+    for parameter in player.parameters.values():
+        parameter.grad = torch.empty_like(parameter)
+    ledger.begin()
+    before = ledger.live.total()
+    player.step(0.0)
     return ledger.peak.total - before
 
 

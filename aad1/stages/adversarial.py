@@ -27,6 +27,7 @@ from aad1.stages.base import PlainStage
 from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, roll_batch
 from aad1.stages.showing import Showing
 from aad1.training.loop import LoopConfig, Loss, Turn
+from aad1.training.motion_guard import merit
 from aad1.training.player import OptimizerConfig, Player
 from aad1.training.randomness import Draws
 
@@ -143,6 +144,10 @@ class AdversarialStage(PlainStage):
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """Roll the student out on held-out images and measure the clips."""
         return self.showing.student(self.generator_model, samples / f"step-{step:06d}.mp4")
+
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        """Motion times pictures."""
+        return merit(measured)
 
     def export(self, folder: Path) -> Path:
         """Save the averaged student."""

@@ -1,7 +1,8 @@
-"""What most stages share: no early stop, nothing to remember beyond their players."""
+"""What most stages share: no early stop, no best evaluation, nothing to remember beyond their players."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -10,6 +11,10 @@ class PlainStage:
 
     def stop_reason(self) -> str | None:
         """It runs to its last step."""
+        return None
+
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        """No evaluation is called better than another."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from aad1.stages.batches import ClipBatch, LatentClips, roll_batch
 from aad1.stages.showing import Showing
 from aad1.teacher_sampling import guided_velocity
 from aad1.training.loop import LoopConfig, Loss, Turn
-from aad1.training.motion_guard import MotionGuard
+from aad1.training.motion_guard import MotionGuard, merit
 from aad1.training.player import OptimizerConfig, Player
 from aad1.training.randomness import Draws
 
@@ -129,6 +129,10 @@ class DmdWarmupStage:
         if self.guard.holds:
             self.kept = self._weights()
         return measured
+
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        """Motion times pictures."""
+        return merit(measured)
 
     def stop_reason(self) -> str | None:
         """The guard's word: prolonged distribution matching leads to motion collapse."""

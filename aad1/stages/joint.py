@@ -65,6 +65,10 @@ class JointStage(PlainStage):
         """Measure the student, as the game does."""
         return self.game.evaluate(step, samples)
 
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        """As the game has it."""
+        return self.game.merit(measured)
+
     def export(self, folder: Path) -> Path:
         """Save the averaged student, as the game does."""
         return self.game.export(folder)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,14 +21,16 @@ from torch import Tensor
 
 from aad1.data.order import Sampler
 from aad1.errors import UserError
+from aad1.files import write_errors
 from aad1.limits import Count, Natural
 from aad1.parallel.crew import ALONE, Crew
 from aad1.progress import Progress
-from aad1.training import checkpoint
+from aad1.training.checkpoint import Checkpoints, Found
 from aad1.training.metrics import MetricsLog
 from aad1.training.player import Player
 from aad1.training.randomness import Draws, generator_for
 from aad1.training.share import pieces
+from aad1.training.tensor_files import write_tensors
 
 CHECKPOINTS = "checkpoints"
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # how schedulers ask a job to leave
@@ -40,7 +43,8 @@ class LoopConfig:
     """How long a stage runs and how often it reports; every stage's config extends it.
 
     batch: samples of a micro-batch; accumulate: micro-batches of a turn, of all processes together; log_every,
-    evaluate_every and save_every are in steps (0 = only at the end); keep: how many checkpoints stay.
+    evaluate_every and save_every are in steps (0 = only at the end); keep: how many checkpoints stay, besides the one
+    with the best evaluation.
     """
 
     steps: Count
@@ -109,12 +113,16 @@ class Stage(Protocol):
         """Measure the averaged weights, and leave pictures in ``samples``."""
         ...
 
+    def merit(self, measured: Mapping[str, float]) -> float | None:
+        """How good an evaluation is, higher is better; None where that is not to be said."""
+        ...
+
     def stop_reason(self) -> str | None:
         """Why the stage should end before its last step, if it should."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What the stage itself remembers between steps."""
+        """What the stage itself remembers between steps: tensors, which are loaded in place, and what JSON holds."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,10 +169,16 @@ class Run:
     def _buckets(self) -> Sequence[int] | None:
         return self.stage.dataset.buckets if isinstance(self.stage.dataset, Bucketed) else None
 
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Where it is saved."""
+        return Checkpoints(self.folder / CHECKPOINTS, self.config.keep, self.crew)
+
     def train(self) -> Path:
         """Run to the last step (or the stage's own stop) and export; returns what was exported."""
-        self._start()
         with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            self._start()
             log = stack.enter_context(MetricsLog(self.folder, self.step) if self.crew.leads else nullcontext())
             bar = stack.enter_context(
                 Progress(self.stage.name, self.config.steps, done=self.step, unit="step", shown=self.crew.leads)
@@ -172,42 +186,52 @@ class Run:
             stopping = stack.enter_context(_stop_signals(self.crew.leads))
             while self.step < self.config.steps and not self.finished:
                 self._one_step(log, bar)
+                self.checkpoints.poll()
                 if heard := {number for seen in self.crew.gather(stopping) for number in seen}:
                     self.save()
+                    self.checkpoints.wait()
                     kind = Interrupted if signal.SIGINT in heard else Preempted
                     raise kind(f"saved at step {self.step} in {self.folder}; go on with --resume")
-        return self.stage.export(self.folder / "final")
+            self.checkpoints.wait()
+        return self.crew.agree(self._export)
+
+    def _export(self) -> Path:
+        """All processes give what they hold, the leader writes; what goes wrong there is said by all."""
+        with write_errors(self.folder / "final"):
+            return self.stage.export(self.folder / "final")
 
     def _start(self) -> None:
         if not self.resume:
             refuse_run(self.folder)
         elif has_run(self.folder):
-            last = checkpoint.load_last(self.folder / CHECKPOINTS)
+            last = self.checkpoints.last()
             if last is None:
                 raise UserError(f"no readable checkpoint in {self.folder}; start again into another folder")
-            self._load(*last)
+            self._load(last)
 
-    def _load(self, step: int, state: dict[str, Any]) -> None:
-        if set(state["players"]) != set(self.stage.players):
+    def _load(self, last: Found) -> None:
+        if set(last.values["players"]) != set(self.stage.players):
             raise UserError(f"{self.folder} holds another stage's run; choose another folder")
-        self.step, self.finished, self._saved = step, state["finished"], step
+        state = last.into(self._state())
+        self.step, self.finished, self._saved = last.step, state["finished"], last.step
         self.sampler = Sampler.restore(state["sampler"], len(self.stage.dataset), buckets=self._buckets())
         for name, player in self.stage.players.items():
             player.load_state_dict(state["players"][name])
         self.stage.load_state_dict(state["stage"])
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment, unless there is one."""
-        if self._saved == self.step:
-            return
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "players": {name: player.state_dict() for name, player in self.stage.players.items()},
             "stage": self.stage.state_dict(),
             "sampler": self.sampler.state(),
             "finished": self.finished,
         }
-        checkpoint.save(self.folder / CHECKPOINTS, self.step, state, self.config.keep)
-        self._saved = self.step
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of this moment, unless there is one; ``checkpoints.wait`` waits for it."""
+        if self._saved != self.step:
+            self.checkpoints.save(self.step, self._state())
+            self._saved = self.step
 
     def _one_step(self, log: MetricsLog | None, bar: Progress) -> None:
         found: dict[str, list[float]] = {}
@@ -228,7 +252,7 @@ class Run:
         logged = _due(self.step, self.config.log_every) or ended or any(k.startswith("eval/") for k in metrics)
         if log is not None and logged:
             log.write(self.step, metrics)
-        if _due(self.step, self.config.save_every) or ended:
+        if _due(self.step, self.config.save_every) or ended or self.checkpoints.is_best(self.step):
             self.save()
 
     def _turn(self, index: int, name: str) -> dict[str, float]:
@@ -258,14 +282,16 @@ class Run:
             stack.enter_context(torch.no_grad())
             for player in self.stage.players.values():
                 stack.enter_context(player.averaged())
-            return self.stage.evaluate(self.step, self.folder / "samples")
+            measured = self.stage.evaluate(self.step, self.folder / "samples")
+        self.checkpoints.consider(self.step, self.stage.merit(measured), measured)
+        return measured
 
     def _diverged(self, name: str, drawn: Sequence[Sequence[int]], what: str) -> str:
         """Save the micro-batches that broke the run; returns what to say. The last checkpoint is still good."""
         who = f"-rank-{self.crew.rank}" if self.crew.ranks > 1 else ""
         path = self.folder / f"diverged-step-{self.step:08d}{who}.pt"
         try:
-            checkpoint.write_tensors(path, [_plain(self.stage.dataset.read(indices)) for indices in drawn])
+            write_tensors(path, [_plain(self.stage.dataset.read(indices)) for indices in drawn])
             where = f"the batch is in {path}"
         except OSError as error:
             where = f"the batch could not be saved ({error.strerror or error})"

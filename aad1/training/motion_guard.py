@@ -2,6 +2,7 @@
 
 Prolonged distribution matching makes a one-step student stand still (the paper's motion collapse).
 rho is the rollouts' speed over the real clips'; kappa is what is left of it at the end of a clip.
+``merit`` is by what the best of a run's evaluations is told from the others.
 """
 
 from __future__ import annotations
@@ -55,3 +56,18 @@ class MotionGuard:
             if all(measured[name] < limit for measured in recent):
                 return f"{name} of held-out rollouts is {recent[-1][name]:.2f}, below {limit:.2f}: motion is dying"
         return None
+
+
+def merit(measured: Mapping[str, float]) -> float | None:
+    """How good a student's rollouts are in one number, in [0, 1]: min(rho, 1 / rho) min(kappa, 1) x pictures.
+
+    pictures: presence x quality / 100 where clips have a truth, else 1 over the excess of a grid of tokens (1 without
+    one). Too fast counts as much as too slow. None unless both measures of motion are there.
+    """
+    rho, kappa = measured.get("rho", math.nan), measured.get("kappa", math.nan)
+    if math.isnan(rho) or math.isnan(kappa):
+        return None
+    motion = min(rho, 1 / rho) * min(kappa, 1.0) if rho > 0 else 0.0
+    if "quality" in measured:
+        return motion * min(measured.get("presence", 1.0), 1.0) * measured["quality"] / 100
+    return motion / max(measured.get("grid", 1.0), 1.0)

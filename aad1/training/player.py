@@ -20,6 +20,7 @@ from aad1.limits import Decay, Natural, Weight
 from aad1.training.muon import Muon, is_matrix
 
 CHANGELESS_DTYPES = (torch.bfloat16, torch.float16)
+STEP = "step"  # how many updates Adam has made of a parameter
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Player:
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         _refuse_half_precision(name, self.parameters)
         self.optimizers = _optimizers(self.parameters, config)
+        for optimizer in self.optimizers:
+            _begin(optimizer)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.ema else {}
 
     def step(self, progress: float) -> dict[str, float]:
@@ -111,22 +114,31 @@ class Player:
             self.parameters[name].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer, average and update count: all that a bit-identical resume needs."""
+        """Weights, optimizers by parameter, average and update count: all that a bit-identical resume needs.
+
+        The tensors are the player's own: who fills them in place has loaded them. Rates and betas are the config's.
+        """
         return {
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": {str(index): self._memory(optimizer) for index, optimizer in enumerate(self.optimizers)},
             "average": self.average,
             "updates": self.updates,
         }
 
+    def _memory(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor | float]]:
+        """What an optimizer remembers of each of its parameters; Adam's ``step`` as a number."""
+        held = {n: optimizer.state[p] for n, p in self.parameters.items() if p in optimizer.state}
+        return {n: {slot: float(v) if slot == STEP else v for slot, v in slots.items()} for n, slots in held.items()}
+
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state that ``state_dict`` gave; the learning rates stay those of the config."""
+        """Take up the state that ``state_dict`` gave, here or in another process."""
         self.assign(state["parameters"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            rates = [group["base_lr"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["base_lr"] = rate
+        for index, optimizer in enumerate(self.optimizers):
+            for name, slots in state["optimizers"].get(str(index), {}).items():
+                own = optimizer.state[self.parameters[name]]
+                for slot, value in slots.items():
+                    own[slot].fill_(value) if slot == STEP else own[slot].copy_(value)
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         self.updates = int(state["updates"])
@@ -152,6 +164,16 @@ def _optimizers(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig)
     muon = Muon(list(matrices.values()), config.muon_lr, config.weight_decay)
     muon.param_groups[0]["base_lr"] = config.muon_lr
     return [adamw, muon]
+
+
+def _begin(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that the first update would make, so that there is something to load a checkpoint into."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        slots = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")
+        state: dict[str, Tensor] = {slot: torch.zeros_like(parameter) for slot in slots}
+        if not isinstance(optimizer, Muon):
+            state[STEP] = torch.tensor(0.0, dtype=torch.float32)
+        optimizer.state[parameter] = state
 
 
 def _parameter_groups(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
