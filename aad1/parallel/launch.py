@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from importlib.metadata import version
@@ -14,13 +15,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from aad1.data.team import Team
-from aad1.parallel.crew import Crew, SharedError
+from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
+from aad1.parallel.watch import LATER, Store, first_to_say, watched
 
 PACKAGE = Path(__file__).parents[1]
 LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
+STORE_ANSWERS = timedelta(seconds=30)
 ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one process is split over itself
 
 
@@ -28,8 +32,11 @@ ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one p
 def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[Placement]:
     """Join the processes of ``team`` for as long as the block lasts; yields this one's placement.
 
+    Several watch over each other meanwhile (``watched``).
+
     Raises:
         UserError: when they do not fill the grid that ``config`` wants; SharedError where there are several.
+        LostProcess: when another one has ended.
     """
     alone = team.ranks == 1
     if alone and config.precision != ALONE_TOO:
@@ -40,18 +47,45 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
         torch.cuda.set_device(device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=config.timeout),
-        store=dist.HashStore() if alone else None,  # type: ignore[attr-defined]
+        timeout=timedelta(seconds=LATER * config.timeout),
+        store=HashStore() if alone else None,
         rank=0 if alone else -1,
         world_size=1 if alone else -1,
     )
     try:
         control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         whole = Crew(team.rank or 0, team.ranks, control=control)
-        grid = whole.agree(lambda: grid_of(config, team.ranks))
-        yield placed(config, grid, whole, device)
+        with nullcontext() if alone else _in_touch(whole, team, config.timeout):
+            grid = whole.agree(lambda: grid_of(config, team.ranks))
+            yield placed(config, grid, whole, device)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _in_touch(crew: Crew, team: Team, timeout: float) -> Iterator[None]:
+    """Watch over the crew; what the loss of a process looks like to the others becomes LostProcess."""
+    store = _own_store(team)
+    with watched(crew.where, crew.rank, crew.ranks, store, timeout):
+        try:
+            yield
+        except RuntimeError as error:
+            if not _of_a_lost_process(error):
+                raise
+            raise LostProcess(first_to_say(store)) from error
+
+
+def _own_store(team: Team) -> Store:
+    """The store that the processes have met at, by a connection of its own: the process group waits in the other."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_ANSWERS)
+    own: Store = PrefixStore(f"aad1/{team.run}", store)
+    return own
+
+
+def _of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed because a peer has gone; gloo says so in words alone."""
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def require_alike(crew: Crew, facts: Mapping[str, str]) -> None:
