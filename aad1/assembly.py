@@ -48,6 +48,7 @@ from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import Geometry, encode_video, geometry
 from aad1.parallel.launch import joined, require_alike, require_shared, software
 from aad1.parallel.placement import HERE, Placement, Role
+from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
 from aad1.runtime import pick_device
@@ -562,6 +563,8 @@ class Assembly:
         crew = self.placement.crew
         if crew.ranks > 1 and name in MAKES_ITS_OWN:
             raise UserError(f"{name} trains on one process, not {crew.ranks}: start it without torchrun")
+        if name not in MAKES_ITS_OWN:
+            self._check_context()
         if not crew.leads:
             return
         if refused:
@@ -573,6 +576,14 @@ class Assembly:
         if name not in MAKES_ITS_OWN:
             store = LatentStore(self.workspace.trajectories) if name == "ode_init" else self.clips
             self._embed_captions(store, self.validation)
+
+    def _check_context(self) -> None:
+        """Raise UserError unless the transformer's heads and tokens can be dealt to the ranks that share a sample."""
+        config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
+        data, shape, (_, rows, columns) = self.recipe.data, geometry(self.vae), config["patch_size"]
+        for height, width in (picture_latents(size, shape, (rows, columns)) for size in data.buckets or (data.size,)):
+            tokens = (height // rows) * (width // columns)
+            check_context_parallel(config["num_attention_heads"], tokens, self.recipe.compute.context)
 
     def _admit(self, name: str, folder: Path, begun: bool, stage: Stage) -> None:
         """Before a stage runs: the leader holds it against what an earlier run was begun with, or writes that down."""
@@ -615,6 +626,7 @@ class Assembly:
             if has_run(folder := self.workspace.run(name)):
                 self._check_run(folder, name, resume)
         self._sources()
+        self._check_context()
         recipe = self.recipe
         check_levels(recipe.trajectories.stored_levels, recipe.student.passes)
         if recipe.lora is not None and recipe.adversarial.critic.visibility != "full":

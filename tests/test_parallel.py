@@ -148,11 +148,8 @@ def assert_alike(found: Arrays, expected: Arrays, where: str) -> None:
 
 
 GRIDS = {
-    2: ({"shard": 2}, {"replicate": 2}, {"shard": 2, "checkpointing": ("generator", "critic")}),
-    4: (
-        {"shard": 4},
-        {"replicate": 2, "shard": 2},
-    ),
+    2: ({"shard": 2}, {"replicate": 2}, {"context": 2}, {"shard": 2, "checkpointing": ("generator", "critic")}),
+    4: ({"shard": 4}, {"replicate": 2, "shard": 2}, {"shard": 2, "context": 2}, {"context": 4}),
 }
 BATCHES = {"I": {"batch": 4}, "II": {"batch": 2, "accumulate": 2}, "III": {"batch": 1, "accumulate": 4}}
 

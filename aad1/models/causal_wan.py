@@ -6,7 +6,8 @@ is one argument: ``block_causal`` for the generator, ``full`` for teacher, fake 
 
 Axes: latents [batch, channels, frames, height, width]; t [batch, frames] in [0, 1]; text [batch,
 length, text_dim]; hidden states [batch, frames, tokens, dim] with the tokens of one latent frame
-together, so that a frame's modulation is broadcast instead of copied to each token.
+together, so that a frame's modulation is broadcast instead of copied to each token. Where the model's ``layout``
+spreads them over processes, hidden states are of own tokens, keys and values of own heads; latents are whole.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from aad1.models.context import (
     next_chunk_view,
     select,
 )
+from aad1.models.layout import WHOLE, Layout
 
 
 class Step(NamedTuple):
@@ -44,10 +46,11 @@ class Step(NamedTuple):
     text: Tensor  # [batch, length, dim]
     views: list[View]
     rotation: Tensor  # complex, [positions, tokens, 1, head_dim / 2]
+    layout: Layout
 
 
 class BlockOutput(NamedTuple):
-    """Hidden states after a block, and the un-rotated keys and values it made of its own frames."""
+    """Hidden states after a block, and the un-rotated keys and values (own heads) it made of its own frames."""
 
     hidden: Tensor
     keys: Tensor
@@ -62,6 +65,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     distilled for travels with it: passes, the noise levels of a chunk's passes; size, the picture's
     (height, width) in pixels, None where it is not known.
     """
+
+    layout: Layout = WHOLE  # where the sequence lies; set from outside to spread it over processes
 
     @register_to_config
     def __init__(
@@ -170,20 +175,26 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     def features(
         self, latents: Tensor, t: Tensor, text: Tensor, layers: Sequence[int], visibility: Visibility
     ) -> list[Tensor]:
-        """Hidden states after the given blocks, each [batch, frames, tokens, dim] (what a critic's heads read)."""
+        """Hidden states after the given blocks, each [batch, frames, own tokens, dim] (what a critic's heads read)."""
         step = self._embed(latents, t, text, self._views(latents, visibility, None))
         outputs = [o.hidden for _, o in zip(range(max(layers) + 1), self._blocks(step, None), strict=False)]
         return [outputs[layer] for layer in layers]
 
+    def tokens_of(self, shape: Sequence[int]) -> int:
+        """How many tokens one latent frame of latents of this shape [batch, channels, frames, height, width] has."""
+        _, p_h, p_w = self.config.patch_size
+        return (shape[3] // p_h) * (shape[4] // p_w)
+
     def _embed(self, latents: Tensor, t: Tensor, text: Tensor, views: list[View]) -> Step:
         hidden = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype))
         grid = hidden.shape[3:]
-        hidden = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens, dim]
+        hidden = self.layout.split(hidden.flatten(3).permute(0, 2, 3, 1))  # [batch, frames, own tokens, dim]
         temb, modulation, text, _ = self.condition_embedder(
             (t * TIMESTEP_SCALE).flatten(), text.to(hidden.dtype), None, timestep_seq_len=hidden.shape[1]
         )
         rotation = self._rotation(max(len(view.keys) for view in views), *grid)
-        return Step(hidden.contiguous(), modulation.unflatten(2, (6, -1)).float(), temb, text, views, rotation)
+        modulation = modulation.unflatten(2, (6, -1)).float()
+        return Step(hidden.contiguous(), modulation, temb, text, views, rotation, self.layout)
 
     def _views(self, latents: Tensor, visibility: Visibility, context: Context | None) -> list[View]:
         frames = latents.shape[2] // self.config.patch_size[0]
@@ -218,6 +229,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         """Output norm, projection, and patches back to [batch, channels, frames, height, width]."""
         shift, scale = (self.scale_shift_table + temb.float().unsqueeze(2)).unsqueeze(3).unbind(2)
         hidden = self.proj_out(modulated(self.norm_out(hidden.float()), shift, scale).type_as(hidden))
+        hidden = self.layout.join(hidden, self.tokens_of(shape))
         (p_t, p_h, p_w), (batch, _, frames, height, width) = self.config.patch_size, shape
         grid = (frames // p_t, height // p_h, width // p_w)
         patches = hidden.reshape(batch, *grid, p_t, p_h, p_w, -1)
@@ -256,17 +268,21 @@ def modulated(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def self_attention(
     attn: Any, hidden: Tensor, step: Step, past: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of frames to frames by the step's views; returns the output and its un-rotated keys and values."""
+    """Attention of frames to frames by the step's views; returns the output and its un-rotated keys and values.
+
+    Norms are across all heads, so they come before the exchange of tokens for heads.
+    """
     heads = attn.heads
     query = attn.norm_q(attn.to_q(hidden)).unflatten(-1, (heads, -1))
     own_keys = attn.norm_k(attn.to_k(hidden)).unflatten(-1, (heads, -1))
     own_values = attn.to_v(hidden).unflatten(-1, (heads, -1))
+    query, own_keys, own_values = step.layout.to_heads(query, own_keys, own_values, tokens=step.rotation.shape[1])
     keys, values = own_keys, own_values
     if past is not None:
         keys, values = torch.cat([past[0], own_keys], dim=1), torch.cat([past[1], own_values], dim=1)
     parts = [_attend(query, keys, values, view, step.rotation) for view in step.views]
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return attn.to_out[0](output.flatten(3)), own_keys, own_values
+    return attn.to_out[0](step.layout.to_tokens(output).flatten(3)), own_keys, own_values
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, view: View, rotation: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.context import Visibility
+from aad1.models.layout import WHOLE, Layout
 
 Granularity = Literal["clip", "frame"]
 
@@ -24,7 +25,8 @@ class QueryHead(nn.Module):
     """Learnable query tokens that attend to a block's output (cross-attention).
 
     Input [batch, frames, tokens, dim]; output [batch, queries x dim] for ``clip`` granularity, or
-    [batch, frames, queries x dim] for ``frame``.
+    [batch, frames, queries x dim] for ``frame``. Where a ``layout`` spreads the tokens, the input is of own tokens
+    of ``tokens`` a frame; own heads of the query read them all, and the output is whole.
     """
 
     def __init__(self, dim: int, heads: int, queries: int) -> None:
@@ -34,15 +36,19 @@ class QueryHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
 
-    def forward(self, hidden: Tensor, granularity: Granularity) -> Tensor:
-        """Read the hidden states of a clip."""
-        tokens = self.norm(hidden.flatten(1, 2) if granularity == "clip" else hidden.flatten(0, 1))
-        query = self.to_q(self.query).expand(len(tokens), -1, -1)
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, self.to_k(tokens), self.to_v(tokens))
-        )
-        read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        read = self.to_out(read).flatten(1)
+    def forward(
+        self, hidden: Tensor, granularity: Granularity, tokens: int | None = None, layout: Layout = WHOLE
+    ) -> Tensor:
+        """Read the hidden states of a clip; ``tokens`` a frame, by default those of ``hidden``."""
+        normed = self.norm(hidden)
+        given = (self.to_q(self.query)[None], self.to_k(normed), self.to_v(normed))
+        query, keys, values = (x.unflatten(-1, (self.heads, -1)) for x in given)
+        seen = layout.to_heads(keys, values, tokens=tokens or hidden.shape[2])
+        keys, values = (x.flatten(1, 2) if granularity == "clip" else x.flatten(0, 1) for x in seen)
+        query = layout.split(query).expand(len(keys), -1, -1, -1)
+        q, k, v = (x.transpose(1, 2) for x in (query, keys, values))
+        read = layout.join(F.scaled_dot_product_attention(q, k, v).transpose(1, 2), self.heads)
+        read = self.to_out(read.flatten(2)).flatten(1)
         return read if granularity == "clip" else read.unflatten(0, hidden.shape[:2])
 
 
@@ -79,5 +85,6 @@ class Critic(nn.Module):
         """Logits of noised clips, [batch] (or [batch, frames] for ``frame`` granularity)."""
         hidden = self.backbone.features(latents, t, text, self.layers, self.visibility)
         precise = self.logit.weight.dtype  # of the heads: a frozen backbone may be of half precision
-        reads = [head(h.to(precise), self.granularity) for head, h in zip(self.heads, hidden, strict=True)]
+        where = self.backbone.tokens_of(latents.shape), self.backbone.layout
+        reads = [head(h.to(precise), self.granularity, *where) for head, h in zip(self.heads, hidden, strict=True)]
         return self.logit(self.norm(torch.cat(reads, dim=-1))).squeeze(-1)

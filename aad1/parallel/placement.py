@@ -30,6 +30,7 @@ from aad1.errors import UserError
 from aad1.limits import Count, Natural, Positive
 from aad1.models.causal_wan import CausalWanBlock, CausalWanTransformer3DModel
 from aad1.parallel.crew import ALONE, Crew
+from aad1.parallel.ulysses import spread_sequences
 
 Role = Literal["generator", "fake_score", "critic", "teacher"]
 ALSO_CALLED = ("extend", "advance")  # methods that compute as ``forward`` does
@@ -107,6 +108,8 @@ class Placement:
                     transformer.enable_gradient_checkpointing()
                 if role in self.config.compile:
                     transformer.compile_blocks()
+        if self.context is not None:
+            spread_sequences(module, self.context)
         if self.shards is not None:
             # Keys, values and logits leave as views, which nobody changes in place.
             warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
