@@ -180,6 +180,11 @@ def assembled(recipe: Recipe, workspace: Workspace) -> Iterator[Assembly]:
         yield Assembly(recipe, workspace, team, placement)
 
 
+def student_config(recipe: Recipe) -> dict[str, Any]:
+    """What a student's config says beyond its teacher's: chunk, window, sink, passes and size."""
+    return {**as_dict(recipe)["student"], "size": list(recipe.data.size)}
+
+
 def picture_latents(size: Size, shape: Geometry, patch: tuple[int, int]) -> Size:
     """Height and width of a picture's latents; raises UserError when it does not fit the VAE or the patches."""
     height, width = shape.latent_size(*size)
@@ -261,7 +266,7 @@ class Assembly:
         return self.teacher(role) if self.recipe.lora is None else adapted(self.backbone, self.recipe.lora)
 
     def _student_config(self) -> dict[str, Any]:
-        return {**as_dict(self.recipe)["student"], "size": list(self.recipe.data.size)}
+        return student_config(self.recipe)
 
     def student(self, stage: str, role: Role | None = None) -> CausalWanTransformer3DModel:
         """The student that ``stage`` exported, with this recipe's config; raises UserError when it has not run.

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from aad1.errors import UserError, nearest
 from aad1.files import sync
 from aad1.models.loading import quietly, reading, whole_model
+from aad1.models.saving import FILE_BYTES, own_class, write_model_weights, writes
 from aad1.models.text import TextEncoder
 
 Transformer = TypeVar("Transformer", bound=WanTransformer3DModel)
@@ -339,20 +340,40 @@ def _settle(parent: Path) -> None:
 
 
 def save_component(part: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a VAE, text encoder, tokenizer or scheduler to ``folder``, its weights as ``dtype`` if given."""
-    with whole_folder(folder) as fresh:
-        _write(part, fresh, dtype)
+    """Write a VAE, text encoder, tokenizer or scheduler to ``folder``, its weights as ``dtype`` if given.
+
+    Of several processes one writes.
+    """
+    if writes():
+        with whole_folder(folder) as fresh:
+            _write(part, fresh, dtype)
 
 
 def save_transformer(
-    model: WanTransformer3DModel, folder: str | Path, *, as_stock: bool = False, dtype: torch.dtype | None = None
+    model: WanTransformer3DModel,
+    folder: str | Path,
+    *,
+    as_stock: bool = False,
+    dtype: torch.dtype | None = None,
+    file_bytes: int = FILE_BYTES,
 ) -> None:
     """Write a transformer to ``folder``, its weights as ``dtype`` if given (the model itself is not touched).
 
-    ``as_stock`` writes the config of a plain ``WanTransformer3DModel``, which any diffusers loads.
+    ``as_stock`` writes the config of a plain ``WanTransformer3DModel``, which any diffusers loads. One that is spread
+    over processes is saved by all of them together, and written by one.
     """
-    with whole_folder(folder) as fresh:
-        _write_transformer(model, fresh, as_stock, dtype)
+    fresh, failure = None, None
+    with ExitStack() as stack:
+        if writes():
+            try:
+                fresh = stack.enter_context(whole_folder(folder))
+            except OSError as error:  # the others wait for this one's parts all the same
+                failure = error
+        write_model_weights(model, fresh, dtype, file_bytes)
+        if failure is not None:
+            raise failure
+        if fresh is not None:
+            write_config(model, fresh, as_stock)
 
 
 def save_pipeline_folder(
@@ -413,22 +434,36 @@ def _model_index(scheduler: Any, per_token: bool) -> dict[str, Any]:
 
 
 def _write_transformer(model: WanTransformer3DModel, folder: Path, as_stock: bool, dtype: torch.dtype | None) -> None:
-    _write(model, folder, dtype)
+    folder.mkdir()
+    write_model_weights(model, folder, dtype)
+    write_config(model, folder, as_stock)
+
+
+def write_config(model: WanTransformer3DModel, folder: Path, as_stock: bool = False) -> None:
+    """Write the config.json of a transformer beside its weights; ``as_stock`` as for ``save_transformer``."""
+    with quietly():
+        model.save_config(folder)
+    _tidy(folder)
+    config = read_json(folder / "config.json") | {"_class_name": own_class(model).__name__}
     if as_stock:
         known = inspect.signature(WanTransformer3DModel.__init__).parameters
-        config = read_json(folder / "config.json")
-        kept = {key: value for key, value in config.items() if key in known or key.startswith("_")}
-        write_json(folder / "config.json", {**kept, "_class_name": STOCK_TRANSFORMER})
+        config = {key: value for key, value in config.items() if key in known or key.startswith("_")}
+        config["_class_name"] = STOCK_TRANSFORMER
+    write_json(folder / "config.json", config)
 
 
 def _write(part: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    """Save a part; where it was read from stays out of its config, which travels to other machines."""
+    """Save a part that is not a transformer."""
     with quietly():
         part.save_pretrained(folder)
-    if not isinstance(part, nn.Module):
-        return
-    if dtype is not None:
-        recast(folder, dtype)
+    if isinstance(part, nn.Module):
+        if dtype is not None:
+            recast(folder, dtype)
+        _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Where a model was read from stays out of its config, which travels; whoever may read that may read the rest."""
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
     for file in folder.glob("*.safetensors"):
