@@ -28,6 +28,7 @@ from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.exporting import Export
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
+from aad1.cli.leaving import AskedToLeave, leaving
 from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.planning import PlanCommand
 from aad1.cli.preference import Preference
@@ -90,6 +91,7 @@ Command = (
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
 LAST_WORD = 5.0  # seconds
+LEAVE = ("prepare", "train", "distill")  # end well when a scheduler asks
 GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
 
@@ -107,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     GIVEN.set(words)
     try:
         command, extra = parse(words)
-        return command.run(extra) or 0
-    except (Exception, KeyboardInterrupt) as error:
+        with leaving(words[0] in LEAVE):
+            return command.run(extra) or 0
+    except (Exception, KeyboardInterrupt, AskedToLeave) as error:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
@@ -158,7 +161,7 @@ def _another_says(error: BaseException) -> bool:
 
 def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:
     """Exit code and line for what went wrong; ``goes_on``: whether the command can be continued."""
-    if isinstance(error, Preempted):
+    if isinstance(error, Preempted | AskedToLeave):
         return 0, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         kept = "what was finished is kept: the same command goes on, with --resume where it has that option"
