@@ -378,7 +378,8 @@ def _stop_signals(says: bool) -> Iterator[list[int]]:
         if number == signal.SIGINT and signal.SIGINT in seen:
             raise Interrupted("stopped at once; --resume goes on from the last checkpoint")
         if not seen and says:
-            print("aad1: finishing this step, then saving (again to stop at once)", file=sys.stderr, flush=True)
+            again = " (again to stop at once)" if number == signal.SIGINT else ""
+            print(f"aad1: finishing this step, then saving{again}", file=sys.stderr, flush=True)
         seen.append(number)
 
     heard = (signal.SIGINT, *PREEMPTION) if threading.current_thread() is threading.main_thread() else ()
