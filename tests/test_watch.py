@@ -6,6 +6,8 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -18,9 +20,10 @@ from ranks import on_ranks
 from test_loop import ToyStage
 
 from aad1.cli import _another_says, _verdict
-from aad1.data.team import Team
+from aad1.errors import UserError
 from aad1.parallel import launch, watch
 from aad1.parallel.crew import Crew, LostProcess
+from aad1.parallel.meeting import meet
 from aad1.parallel.watch import PATIENCE, Doing, Moment, Note, Whereabouts, verdict, watched
 from aad1.training import metrics
 from aad1.training.loop import LoopConfig, Run
@@ -266,10 +269,10 @@ def lose(folder: Path) -> tuple[str, bool]:
     """Rank 2 closes its connections; what the others see when they next wait for it."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     control = dist.new_group(backend="gloo")
-    launch._own_store = lambda team: dist.FileStore(str(folder / "lost"), ranks)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(folder / "lost"), ranks)  # type: ignore[attr-defined]
     crew = Crew(rank, ranks, control=control)
     try:
-        with launch._in_touch(crew, Team(rank, ranks), 60.0):
+        with launch._losses_told(store):
             crew.meet()
             if rank == 2:
                 dist.destroy_process_group(control)
@@ -307,6 +310,27 @@ def test_the_command_line_says_a_loss_once_and_calls_it_a_fault() -> None:
     assert "--resume" in line
     assert not _another_says(LostProcess(first=True))
     assert _another_says(LostProcess(first=False))
+
+
+# --- who belongs together --------------------------------------------------------------------
+
+
+def met(store: DictStore, ranks: Sequence[int], of: int, patience: float = 20.0) -> list[str]:
+    """What these ranks of a start of a run agree on; those that are named but not there were killed before."""
+    with ThreadPoolExecutor(len(ranks)) as threads:
+        return list(threads.map(lambda rank: meet(store, rank, of, patience), ranks))
+
+
+def test_each_start_of_a_run_has_a_name_of_its_own_whatever_earlier_ones_have_left() -> None:
+    store = DictStore()
+    first = met(store, [0, 1, 2], of=3)
+    assert len(set(first)) == 1
+    for there in ([0, 2], [1, 2], [0]):  # starts that are killed before all have come
+        with pytest.raises(UserError, match=r"rank .* of 3 has not come within 0.3 s; look at its own messages"):
+            met(store, there, of=3, patience=0.3)
+    last = met(store, [2, 0, 1], of=3)
+    assert len(set(last)) == 1
+    assert last[0] != first[0]
 
 
 # --- the loop's notes ------------------------------------------------------------------------

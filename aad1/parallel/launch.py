@@ -7,20 +7,22 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from aad1.data.team import Team
 from aad1.parallel.crew import Crew, LostProcess, SharedError
+from aad1.parallel.meeting import Store, meet
 from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
-from aad1.parallel.watch import LATER, Store, first_to_say, watched
+from aad1.parallel.watch import LATER, first_to_say, watched
 
 PACKAGE = Path(__file__).parents[1]
 LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
@@ -45,42 +47,58 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if alone:
+        with _group(device, config, HashStore(), 0, 1) as crew:
+            yield placed(config, grid_of(config, 1), crew, device)
+        return
+    rank, ranks = team.rank or 0, team.ranks
+    store, notes = _stores(rank, ranks, config.timeout)
+    with (
+        _losses_told(notes),
+        _group(device, config, store, rank, ranks) as crew,
+        watched(crew.where, rank, ranks, notes, config.timeout),
+    ):
+        grid = crew.agree(lambda: grid_of(config, ranks))
+        yield placed(config, grid, crew, device)
+
+
+@contextmanager
+def _group(device: torch.device, config: ComputeConfig, store: Any, rank: int, ranks: int) -> Iterator[Crew]:
+    """A default process group for as long as the block lasts, and a crew with a group for its messages."""
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=LATER * config.timeout),
-        store=HashStore() if alone else None,
-        rank=0 if alone else -1,
-        world_size=1 if alone else -1,
+        store=store,
+        rank=rank,
+        world_size=ranks,
     )
     try:
-        control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        whole = Crew(team.rank or 0, team.ranks, control=control)
-        with nullcontext() if alone else _in_touch(whole, team, config.timeout):
-            grid = whole.agree(lambda: grid_of(config, team.ranks))
-            yield placed(config, grid, whole, device)
+        yield Crew(rank, ranks, control=dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
     finally:
         dist.destroy_process_group()
 
 
-@contextmanager
-def _in_touch(crew: Crew, team: Team, timeout: float) -> Iterator[None]:
-    """Watch over the crew; what the loss of a process looks like to the others becomes LostProcess."""
-    store = _own_store(team)
-    with watched(crew.where, crew.rank, crew.ranks, store, timeout):
-        try:
-            yield
-        except RuntimeError as error:
-            if not _of_a_lost_process(error):
-                raise
-            raise LostProcess(first_to_say(store)) from error
+def _stores(rank: int, ranks: int, patience: float) -> tuple[Any, Store]:
+    """Where the launcher lets the processes meet: for the process group, and by a connection of its own for the watch.
 
-
-def _own_store(team: Team) -> Store:
-    """The store that the processes have met at, by a connection of its own: the process group waits in the other."""
+    Both are empty at the start. Raises UserError when not all come within ``patience`` seconds.
+    """
+    shared, _, _ = next(rendezvous("env://", timeout=STORE_ANSWERS))
+    start = meet(shared, rank, ranks, patience)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_ANSWERS)
-    own: Store = PrefixStore(f"aad1/{team.run}", store)
-    return own
+    own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_ANSWERS)
+    return PrefixStore(f"{start}/group", shared), PrefixStore(f"{start}/watch", own)
+
+
+@contextmanager
+def _losses_told(store: Store) -> Iterator[None]:
+    """What the loss of a process looks like to the others becomes LostProcess."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _of_a_lost_process(error):
+            raise
+        raise LostProcess(first_to_say(store)) from error
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:

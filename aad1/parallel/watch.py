@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
+
+from aad1.parallel.meeting import Store
 
 PACKAGE = str(Path(__file__).parents[1])
 Doing = Literal["prepare", "data", "loss", "update", "evaluate", "save"]
@@ -31,25 +33,6 @@ BEATS, LOOKS = 20, 10  # notes, and looks at those of the others, in a timeout, 
 SAID = "said"  # the store's count of processes that wanted to say why the run ends
 LAST_WORD = 5.0  # seconds that a process leaves the one who is to speak
 SURELY = 1.0  # seconds in which a thread that lives surely beats
-
-
-class Store(Protocol):
-    """What is used of torch.distributed's stores."""
-
-    def set(self, key: str, value: str) -> None:
-        """Keep a value."""
-
-    def get(self, key: str) -> bytes:
-        """The value of a key that is there."""
-        ...
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether these are there."""
-        ...
-
-    def add(self, key: str, amount: int) -> int:
-        """Add to a counter; returns what it is then."""
-        ...
 
 
 class Moment(NamedTuple):
@@ -177,6 +160,12 @@ class _Watch:
         with suppress(RuntimeError):  # a store that does not answer now may later; this process is looked after anyhow
             self.store.set(str(self.rank), json.dumps(asdict(self._note(left))))
 
+    def _beat_on(self, seconds: float) -> None:
+        """Wait, and go on beating: the others look too."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.over.wait(self.beat):
+            self._publish()
+
     def _notes(self) -> dict[int, Note]:
         """Everyone's note, this process's alone where the store does not answer."""
         mine = {self.rank: self._note()}
@@ -200,8 +189,7 @@ class _Watch:
     def _end_unless_it_moves(self) -> None:
         """Look at all twice, a few beats apart, and end the process unless all was well in between."""
         before = self._notes()
-        self.over.wait(max(3 * self.beat, SURELY))
-        self._publish()
+        self._beat_on(max(3 * self.beat, SURELY))
         notes = self._notes()
         silent = [rank for rank, note in notes.items() if rank != self.rank and note == before.get(rank)]
         silent = [rank for rank in silent if not notes[rank].left]
@@ -209,7 +197,7 @@ class _Watch:
             return
         noticing = [rank for rank, note in notes.items() if note.overdue and rank not in silent]
         if noticing and noticing[0] != self.rank:
-            self.over.wait(LAST_WORD)
+            self._beat_on(LAST_WORD)
         if first_to_say(self.store):
             print(f"aad1: {verdict(notes, silent, self.ranks)}", file=sys.stderr)
         sys.stdout.flush()
