@@ -51,6 +51,7 @@ from aad1.parallel.placement import HERE, Placement, Role
 from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
+from aad1.rollout import ClipRollout, roll_clip, roll_clip_replayed
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
 from aad1.stages.batches import LatentClips, Stored, Trajectories
@@ -208,7 +209,10 @@ def picture_latents(size: Size, shape: Geometry, patch: tuple[int, int]) -> Size
 
 @dataclass
 class Assembly:
-    """A recipe, the folder its results go to, and the parts that its jobs share (opened when first needed)."""
+    """A recipe, the folder its results go to, and the parts that its jobs share (opened when first needed).
+
+    placement: this process's in the crew that trains; by default it is alone and computes in float32.
+    """
 
     recipe: Recipe
     workspace: Workspace
@@ -220,6 +224,9 @@ class Assembly:
         self.device = pick_device(own.device)
         if own.threads:
             torch.set_num_threads(own.threads)
+        if self.placement is HERE:
+            compute = replace(self.recipe.compute, replicate=1, shard=1, context=1, precision="float32")
+            self.placement = Placement(compute, device=self.device)
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -513,6 +520,7 @@ class Assembly:
             self.recipe.student.passes,
             self.showing,
             MotionGuard(self.recipe.guard),
+            roll=self._roll,
         )
 
     def _adversarial(self) -> Stage:
@@ -528,6 +536,7 @@ class Assembly:
             LatentClips(self.clips, self.text, self.device),
             self.recipe.student.passes,
             self.showing,
+            roll=self._roll,
         )
         return JointStage(game, self._scores()) if config.dmd_weight else game
 
@@ -540,6 +549,10 @@ class Assembly:
     def _generator(self, before: str) -> CausalWanTransformer3DModel:
         """The student that goes on learning, as the stage ``before`` exported it."""
         return self.placement.finish(self.student(before, "generator"), "generator")
+
+    @property
+    def _roll(self) -> ClipRollout:
+        return roll_clip_replayed if self.recipe.compute.replay else roll_clip
 
     def _before(self, name: str) -> str:
         """The stage whose student ``name`` begins with."""
@@ -598,7 +611,7 @@ class Assembly:
         data, shape, (_, rows, columns) = self.recipe.data, geometry(self.vae), config["patch_size"]
         for height, width in (picture_latents(size, shape, (rows, columns)) for size in data.buckets or (data.size,)):
             tokens = (height // rows) * (width // columns)
-            check_context_parallel(config["num_attention_heads"], tokens, self.recipe.compute.context)
+            check_context_parallel(config["num_attention_heads"], tokens, self.placement.config.context)
 
     def _admit(self, name: str, folder: Path, begun: bool, stage: Stage) -> None:
         """Before a stage runs: the leader holds it against what an earlier run was begun with, or writes that down."""

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from aad1.assembly import Assembly
 from aad1.models.causal_wan import CausalWanTransformer3DModel
-from aad1.parallel.placement import Role
+from aad1.parallel.placement import ROLES, Role
 from aad1.planning.bare import BareFolder
 from aad1.planning.costs import AVERAGE, NOWHERE, OPTIMIZER, WEIGHTS, Manner, owners_of, stage_cost
 from aad1.planning.ledger import META, without_contents
@@ -114,7 +114,7 @@ def random_batch(stage: Stage, recipe: Recipe, configs: Configs, batch: int) -> 
 def embedded(recipe: Recipe, name: str, checkpointing: bool, batch: int) -> Iterator[Row]:
     """Every turn of a stage on the embedded model; gradients come with the backward."""
     configs = configs_of(recipe.model)
-    manner = Manner(batch, accumulating=False, checkpointing=checkpointing, foreach=False)
+    manner = Manner(batch, accumulating=False, checkpointing=ROLES if checkpointing else (), foreach=False)
     planned = stage_cost(recipe, configs, name, manner)
     stage = RealAssembly(recipe, NOWHERE).stage(name)
     models = [m for owner in owners_of(stage).values() for m in owner.modules()]

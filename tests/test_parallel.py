@@ -22,6 +22,7 @@ from aad1.errors import UserError
 from aad1.models.critic import Critic
 from aad1.parallel.crew import Crew
 from aad1.parallel.placement import HERE, ComputeConfig, Grid, Placement, Role, grid_of, placed
+from aad1.rollout import ClipRollout, roll_clip, roll_clip_replayed
 from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig
 from aad1.stages.dmd_warmup import DmdWarmupConfig, DmdWarmupStage, ScoreDistillation
 from aad1.stages.ode_init import OdeInitConfig, OdeInitStage
@@ -48,6 +49,10 @@ def model(seed: int, placement: Placement, role: Role) -> Any:
     return placement.finish(network(seed).requires_grad_(role != "teacher"), role)
 
 
+def roll(placement: Placement) -> ClipRollout:
+    return roll_clip_replayed if placement.config.replay else roll_clip
+
+
 def ode_stage(placement: Placement, **config: Any) -> OdeInitStage:
     settings = OdeInitConfig(**LOOP, **config, optimizer=CLIPPED, clean_context=0.3)
     generator = model(1, placement, "generator")
@@ -61,7 +66,8 @@ def dmd_stage(placement: Placement, **config: Any) -> DmdWarmupStage:
     generator = model(1, placement, "generator")
     fake_score, teacher = model(2, placement, "fake_score"), model(0, placement, "teacher")
     scores = ScoreDistillation(settings, fake_score, teacher, text_of(1, seed=9))
-    return DmdWarmupStage(settings, generator, scores, clips(), (1.0, 0.5), NothingToShow(), guard())  # type: ignore[arg-type]
+    shown: Any = NothingToShow()
+    return DmdWarmupStage(settings, generator, scores, clips(), (1.0, 0.5), shown, guard(), roll=roll(placement))  # type: ignore[arg-type]
 
 
 def adversarial_stage(placement: Placement, **config: Any) -> AdversarialStage:
@@ -71,7 +77,9 @@ def adversarial_stage(placement: Placement, **config: Any) -> AdversarialStage:
     )
     torch.manual_seed(0)
     critic = placement.finish(Critic(network(2), kind.layers), "critic")
-    return AdversarialStage(settings, model(1, placement, "generator"), critic, clips(), (1.0,), NothingToShow())  # type: ignore[arg-type]
+    shown: Any = NothingToShow()
+    generator = model(1, placement, "generator")
+    return AdversarialStage(settings, generator, critic, clips(), (1.0,), shown, roll=roll(placement))  # type: ignore[arg-type]
 
 
 STAGES: dict[str, Callable[..., Any]] = {"I": ode_stage, "II": dmd_stage, "III": adversarial_stage}
@@ -148,8 +156,13 @@ def assert_alike(found: Arrays, expected: Arrays, where: str) -> None:
 
 
 GRIDS = {
-    2: ({"shard": 2}, {"replicate": 2}, {"context": 2}, {"shard": 2, "checkpointing": ("generator", "critic")}),
-    4: ({"shard": 4}, {"replicate": 2, "shard": 2}, {"shard": 2, "context": 2}, {"context": 4}),
+    2: (
+        {"shard": 2},
+        {"replicate": 2},
+        {"context": 2},
+        {"shard": 2, "checkpointing": ("generator", "critic"), "replay": True},
+    ),
+    4: ({"shard": 4}, {"replicate": 2, "shard": 2}, {"shard": 2, "context": 2, "replay": True}, {"context": 4}),
 }
 BATCHES = {"I": {"batch": 4}, "II": {"batch": 2, "accumulate": 2}, "III": {"batch": 1, "accumulate": 4}}
 

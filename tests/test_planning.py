@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from aad1.cli import main
 from aad1.errors import UserError
+from aad1.parallel.placement import ComputeConfig
 from aad1.planning import Costs, Memory, Scenario, configs_of, machine_of, make_plan, remedies
 from aad1.planning.costs import DECODING, MAKING, Manner, Pass, stage_cost
 from aad1.planning.depth import along, at_depth, deep_stage_cost
@@ -42,7 +43,8 @@ def scenario(small: Make) -> Make:
 
     def make(recipe: Recipe | None = None, gpus: int = 1, parallel: int = 1, memory: float = 80) -> Scenario:
         recipe = recipe or small()
-        return Scenario(recipe, configs_of(recipe.model), machine_of("h100", gpus, parallel, memory, None, 0.4))
+        recipe = replace(recipe, compute=replace(recipe.compute, context=parallel))
+        return Scenario(recipe, configs_of(recipe.model), machine_of("h100", gpus, recipe.compute, memory, None, 0.4))
 
     return make
 
@@ -182,9 +184,10 @@ def test_half_precision_halves_what_a_pass_keeps_and_not_what_is_held(small: Mak
 
 def test_the_global_batch_is_spread_over_groups(small: Make) -> None:
     config = replace(small().adversarial, batch=4, accumulate=8)
-    expected = {(1, 1): (4, 8), (8, 1): (4, 1), (16, 1): (2, 1), (16, 8): (4, 4), (64, 1): (1, 1)}
+    expected = {(1, 1): (4, 8), (8, 1): (4, 1), (16, 1): (2, 1), (16, 8): (4, 4), (32, 1): (1, 1)}
     for (gpus, parallel), share in expected.items():
-        assert tuple(vars(share_of(config, machine_of("h100", gpus, parallel, None, None, 1))).values()) == share
+        machine = machine_of("h100", gpus, ComputeConfig(context=parallel), None, None, 1)
+        assert tuple(vars(share_of(config, machine)).values()) == share
 
 
 def test_more_gpus_divide_state_and_time_and_context_parallelism_divides_activations(small: Make) -> None:
@@ -193,7 +196,7 @@ def test_more_gpus_divide_state_and_time_and_context_parallelism_divides_activat
     nothing = dict.fromkeys((MAKING, DECODING), Pass(0, 0, 0, 0, 0))
 
     def critic(gpus: int, parallel: int) -> Work:
-        machine = machine_of("h100", gpus, parallel, None, None, 0.4)
+        machine = machine_of("h100", gpus, ComputeConfig(context=parallel), None, None, 0.4)
         section = Spread(cost, nothing, config, machine, manner, clips=1).section("adversarial")
         return next(work for work in section.works if work.name == "critic")
 
@@ -217,7 +220,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change(small: Make, scenario: Mak
     tight = make_plan(scenario(recipe, memory=between / 1e9), costs)
     assert not tight.fits
     (cure,) = remedies(tight, costs)
-    assert cure.words == "--checkpointing on"
+    assert cure.words == "--compute.checkpointing [generator,fake_score,critic,teacher]"
     assert cure.plan.worst.peak.memory.total <= between
     assert cure.plan.stages[-1].seconds > tight.stages[-1].seconds, "blocks are computed twice"
 
@@ -279,8 +282,11 @@ def test_the_command_prints_a_plan_and_writes_it(
     ("words", "told"),
     [
         (["plan", "tinny"], "did you mean 'tiny'"),
-        (["plan", "tiny", "--gpus", "6", "--context-parallel", "4"], "multiple"),
-        (["plan", "tiny", "--gpus", "3", "--context-parallel", "3"], "allowed with 3 GPUs: 1"),
+        (["plan", "tiny", "--gpus", "6", "--compute.context", "4"], "do not make 6 processes"),
+        (
+            ["plan", "tiny", "--gpus", "6", "--compute.context", "6"],
+            "the model's 4 heads; allowed: 1, 2, 4",
+        ),
         (["plan", "tiny", "--efficiency", "0"], "above 0"),
         (["plan", "tiny", "--efficiency", "nan"], "above 0"),
         (["plan", "tiny", "--gpu", "h1000"], "did you mean 'h100'"),

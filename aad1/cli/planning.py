@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -47,38 +47,32 @@ class PlanCommand:
     """Say what a recipe needs, before anyone rents a machine: memory of a GPU, time and disk of every step.
 
     It needs neither the model's weights nor a GPU: the stages themselves run on tensors without contents, and what they
-    keep and compute is counted. Spreading over GPUs is arithmetic on top. Without options the plan is for one GPU as
-    this version trains: in float32, without checkpointing.
+    keep and compute is counted. Spreading over GPUs is arithmetic on top. The recipe's section `compute` says which
+    ranks share what, in which precision and what is computed twice; any of its values can be given, as in training.
 
     Exit codes: 0 it fits; 3 it does not, and the last lines say what to change; 2 a mistake in what was given.
 
     For example:
       aad1 plan tiny
-      aad1 plan wan2.1-14b --gpus 64 --context-parallel 8 --checkpointing on --precision bfloat16
+      aad1 plan wan2.1-14b --gpus 64 --gpu h20
+      aad1 plan wan2.1-1.3b --gpus 2 --compute.precision bfloat16 --compute.checkpointing [generator,critic]
       aad1 plan wan2.1-1.3b --gpus 8 --gpu h200 --model my_wan_folder --json plan.json
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE", help=RECIPE_HELP)]
-    gpus: Annotated[int, arg(help="how many GPUs")] = 1
-    context_parallel: Annotated[int, arg(help="so many of them share one clip's tokens and heads")] = 1
+    gpus: Annotated[int | None, arg(help="how many GPUs (default: as few as the recipe's compute allows)")] = None
     gpu: Annotated[str, arg(help=f"kind of GPU: {', '.join(GPUS)}")] = "h100"
     gpu_memory: Annotated[float | None, arg(help="GB of a GPU, instead of that kind's")] = None
     flops: Annotated[float | None, arg(help="operations a second of a GPU, instead of that kind's (989e12)")] = None
     efficiency: Annotated[float, arg(help="share of that rate that is reached")] = 0.4
-    checkpointing: Annotated[
-        Literal["on", "off"], arg(help="compute blocks again in the backward instead of keeping what they made")
-    ] = "off"
-    precision: Annotated[
-        Literal["float32", "bfloat16"], arg(help="of passes; weights, gradients and optimizer are float32 in both")
-    ] = "float32"
     json: Annotated[Path | None, arg(help="also write the plan to this file, for programs")] = None
 
     def run(self, extra: Sequence[str]) -> int:
         """Plan, print, and give the exit code."""
         recipe = recipe_of(self.recipe, extra, type(self))
-        machine = machine_of(self.gpu, self.gpus, self.context_parallel, self.gpu_memory, self.flops, self.efficiency)
+        machine = machine_of(self.gpu, self.gpus, recipe.compute, self.gpu_memory, self.flops, self.efficiency)
         configs = configs_of(recipe.model)
-        scenario = Scenario(recipe, configs, machine, self.checkpointing == "on", self.precision)
+        scenario = Scenario(recipe, configs, machine)
         plan, cures = planned(scenario)
         if self.json is not None:
             more = {"remedies": [{"options": c.words, "fits": c.plan.fits} for c in cures]}
@@ -119,17 +113,13 @@ def _head(plan: Plan) -> Iterator[str]:
     rate = machine.rates[scenario.precision] / TERA
     yield (
         f"machine: {machine.gpus} x {machine.memory / GB:g} GB{groups}; {rate:g} TFLOP/s in {scenario.precision} at "
-        f"{machine.efficiency:.0%}; checkpointing {_switch(scenario)}"
+        f"{machine.efficiency:.0%}; checkpointed: {', '.join(scenario.checkpointing) or 'nothing'}"
     )
-    if machine.gpus > 1 or scenario.checkpointing or scenario.precision != "float32":
+    if machine.gpus > 1:
         yield (
-            "this version trains on one device, in float32 and without checkpointing; several GPUs are arithmetic: "
-            "weights, gradients, optimizer, averages divided by all, activations and context by those that share a clip"
+            "several GPUs are arithmetic: weights, gradients, optimizer, averages divided by "
+            f"{'all' if machine.replicate == 1 else machine.shards}, activations and context by those that share a clip"
         )
-
-
-def _switch(scenario: Scenario) -> str:
-    return "on" if scenario.checkpointing else "off"
 
 
 def _millions(every: int, learning: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ from aad1.parallel.crew import ALONE, Crew
 from aad1.parallel.ulysses import spread_sequences
 
 Role = Literal["generator", "fake_score", "critic", "teacher"]
+ROLES: tuple[Role, ...] = get_args(Role)
 ALSO_CALLED = ("extend", "advance")  # methods that compute as ``forward`` does
 
 
@@ -41,9 +42,10 @@ class ComputeConfig:
     """How it is computed: over which ranks, in which precision; what for memory's sake is computed twice.
 
     replicate, shard, context: their product is the number of processes (shard 0: as many as are left); precision: of
-    the passes (weights that learn stay float32); checkpointing: roles whose backward recomputes each block; compile:
-    roles whose blocks go through torch.compile; offload: frozen roles whose weights wait in the host's memory;
-    timeout: seconds that a process may wait for another.
+    the passes (weights that learn stay float32); checkpointing: roles whose backward recomputes each block; replay: a
+    rollout's backward runs its chunks again, so that only one's activations are held at a time; compile: roles whose
+    blocks go through torch.compile; offload: frozen roles whose weights wait in the host's memory; timeout: seconds
+    that a process may wait for another.
     """
 
     replicate: Count = 1
@@ -51,6 +53,7 @@ class ComputeConfig:
     context: Count = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: tuple[Role, ...] = ()
+    replay: bool = False
     compile: tuple[Role, ...] = ()
     offload: tuple[Literal["teacher"], ...] = ()
     timeout: Positive = 1800.0

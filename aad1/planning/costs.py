@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aad1.models.causal_wan import CausalWanTransformer3DModel
+from aad1.parallel.placement import Role
 from aad1.planning.bare import BareAssembly
 from aad1.planning.ledger import TRANSIENT, Ledger, cast, without_contents
 from aad1.planning.published import Configs
@@ -39,14 +40,15 @@ LATER = 1  # a step after the first, in which there is no head start
 class Manner:
     """How a stage computes, beyond what its recipe says.
 
-    batch: samples of a micro-batch; accumulating: whether gradients are there before the backward; checkpointing:
-    blocks are computed again in the backward instead of kept; precision: of weights and activations in a pass (masters,
-    gradients and optimizer are float32); foreach: the optimizer updates all weights at once, as torch does on a GPU.
+    batch: samples of a micro-batch; accumulating: whether gradients are there before the backward; checkpointing: roles
+    whose blocks are computed again in the backward instead of kept; precision: of weights and activations in a pass
+    (masters, gradients and optimizer are float32); foreach: the optimizer updates all weights at once, as torch does on
+    a GPU.
     """
 
     batch: int
     accumulating: bool = True
-    checkpointing: bool = False
+    checkpointing: tuple[Role, ...] = ()
     precision: Precision = "float32"
     foreach: bool = True
 
@@ -182,12 +184,12 @@ def _parameters(owners: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
 
 def _as_it_computes(ledger: Ledger, owners: Mapping[str, nn.Module], manner: Manner) -> None:
     """Precision, checkpointing, and whose keys and values are context."""
-    for module in owners.values():
+    for name, module in owners.items():
         for model in _transformers(module):
             if manner.precision != "float32":  # as they are: a frozen backbone may be of half precision itself
                 cast(module, DTYPES[manner.precision])
                 ledger.claim(COMPUTING, module.parameters())
-            if manner.checkpointing:
+            if name in manner.checkpointing:
                 model.enable_gradient_checkpointing()
             _claim_contexts(ledger, model)
 

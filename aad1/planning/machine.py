@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from aad1.errors import UserError, nearest
+from aad1.parallel.placement import ComputeConfig, grid_of
 from aad1.planning.costs import Precision
 
 GB = 10**9
@@ -35,7 +36,8 @@ GPUS = {
 class Machine:
     """``gpus`` ranks; every ``context_parallel`` of them share one sample's tokens, the rest is data parallel.
 
-    memory: bytes a GPU; rates: operations a second by precision; efficiency: the share of them that is reached.
+    replicate: how many copies there are of what is split; memory: bytes a GPU; rates: operations a second by precision;
+    efficiency: the share of them that is reached.
     """
 
     gpus: int
@@ -43,6 +45,12 @@ class Machine:
     memory: float
     rates: Mapping[Precision, float]
     efficiency: float
+    replicate: int = 1
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts weights, gradients and optimizer states are split."""
+        return self.gpus // self.replicate
 
     @property
     def groups(self) -> int:
@@ -56,13 +64,13 @@ class Machine:
 
 def machine_of(
     gpu: str,
-    gpus: int,
-    context_parallel: int,
+    gpus: int | None,
+    compute: ComputeConfig,
     memory_gb: float | None,
     flops: float | None,
     efficiency: float,
 ) -> Machine:
-    """A machine of a kind of GPU whose memory and rate may be given instead.
+    """A machine of a kind of GPU whose memory and rate may be given instead; gpus None: as few as ``compute`` allows.
 
     Raises:
         UserError: for a kind that is not listed, numbers that mean nothing, or GPUs that do not divide.
@@ -71,24 +79,13 @@ def machine_of(
         raise UserError(f"--gpu {gpu} is not listed{nearest(gpu, GPUS)}; or give --gpu-memory and --flops")
     kind = GPUS[gpu]
     memory = kind.memory if memory_gb is None else memory_gb
-    if gpus < 1 or context_parallel < 1 or gpus % context_parallel:
-        raise UserError(
-            f"--gpus {gpus} do not divide into groups of --context-parallel {context_parallel}; "
-            "give a number of GPUs that is a multiple of it, both 1 or more"
-        )
+    if gpus is not None and gpus < 1:
+        raise UserError(f"--gpus {gpus}: give 1 or more")
+    gpus = gpus or compute.replicate * max(1, compute.shard) * compute.context
+    grid_of(compute, gpus)
     if not 0 < efficiency <= 1:
         raise UserError(f"--efficiency {efficiency:g}: a share of the GPU's rate, above 0 and at most 1; 0.4 is usual")
     if not memory > 0 or (flops is not None and not flops > 0):
         raise UserError("--gpu-memory (GB) and --flops (operations a second) must be above 0")
     rates = {"bfloat16": flops or kind.bfloat16, "float32": flops or kind.float32}
-    return Machine(gpus, context_parallel, memory * GB, rates, efficiency)  # type: ignore[arg-type]
-
-
-def divide_heads(machine: Machine, heads: int) -> None:
-    """Raise UserError unless attention's heads can be spread over a context-parallel group."""
-    if heads % machine.context_parallel:
-        allowed = [n for n in range(1, heads + 1) if heads % n == 0 and machine.gpus % n == 0]
-        raise UserError(
-            f"--context-parallel {machine.context_parallel} does not divide the model's {heads} heads; "
-            f"allowed with {machine.gpus} GPUs: {', '.join(map(str, allowed))}"
-        )
+    return Machine(gpus, compute.context, memory * GB, rates, efficiency, compute.replicate)  # type: ignore[arg-type]

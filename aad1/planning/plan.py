@@ -8,17 +8,20 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from aad1.parallel.placement import ROLES, Role
+from aad1.parallel.ulysses import check_context_parallel
 from aad1.planning.bare import BareAssembly
 from aad1.planning.costs import MAKING, NOWHERE, Manner, Pass, Precision, StageCost, evaluation_cost
 from aad1.planning.depth import deep_stage_cost
-from aad1.planning.machine import Machine, divide_heads
+from aad1.planning.machine import Machine
 from aad1.planning.preparing import CAPTIONS, CLIPS, TRAJECTORIES, JobCost, preparing_costs
 from aad1.planning.published import Configs
 from aad1.planning.spread import Section, Spread, job_section, share_of
 from aad1.recipe import Recipe
+from aad1.training.share import can_share
 
 MOST_GPUS = 1024  # no remedy is sought beyond
-DEFAULT_HEADS = 40  # diffusers' own, for a config that does not say
+DEFAULT_HEADS, DEFAULT_PATCH = 40, (1, 2, 2)  # diffusers' own, for a config that does not say
 Done = Callable[[], None]
 
 
@@ -29,8 +32,16 @@ class Scenario:
     recipe: Recipe
     configs: Configs
     machine: Machine
-    checkpointing: bool = False
-    precision: Precision = "float32"
+
+    @property
+    def checkpointing(self) -> tuple[Role, ...]:
+        """Roles whose blocks are computed again in the backward."""
+        return self.recipe.compute.checkpointing
+
+    @property
+    def precision(self) -> Precision:
+        """Of the passes."""
+        return self.recipe.compute.precision
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
@@ -41,6 +52,13 @@ class Scenario:
     def heads(self) -> int:
         """Attention heads of the transformer, which a context-parallel group divides."""
         return int(self.configs.transformer.get("num_attention_heads", DEFAULT_HEADS))
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of a latent frame, which it divides too."""
+        *_, height, width = BareAssembly(self.recipe, NOWHERE, configs=self.configs).latent_shape
+        _, rows, columns = self.configs.transformer.get("patch_size", DEFAULT_PATCH)
+        return (height // rows) * (width // columns)
 
     @property
     def clips(self) -> int:
@@ -147,12 +165,12 @@ def make_plan(scenario: Scenario, costs: Costs) -> Plan:
     Raises:
         UserError: when the model's heads do not divide over a context-parallel group, or recipe and configs do not fit.
     """
-    divide_heads(scenario.machine, scenario.heads)
+    check_context_parallel(scenario.heads, scenario.tokens, scenario.machine.context_parallel)
     jobs = costs.jobs(scenario)
     machine = scenario.machine
     precision: dict[str, Precision] = {TRAJECTORIES: scenario.precision}
     preparing = (job_section(name, job, machine, precision.get(name, "float32")) for name, job in jobs.items())
-    other = replace(scenario, checkpointing=not scenario.checkpointing)
+    other = _computing(scenario, checkpointing=() if scenario.checkpointing else ROLES)
     return Plan(scenario, tuple(preparing), _stages(scenario, costs), _stages(other, costs))
 
 
@@ -162,9 +180,10 @@ def _stages(scenario: Scenario, costs: Costs) -> tuple[Section, ...]:
 
 
 def _spread(scenario: Scenario, found: Mapping[str, StageCost], evaluation: Mapping[str, Pass]) -> Iterator[Section]:
+    adapters = scenario.recipe.lora is not None
     for name, cost in found.items():
         config, manner = vars(scenario.recipe)[name], scenario.manner(name)
-        yield Spread(cost, evaluation, config, scenario.machine, manner, scenario.clips).section(name)
+        yield Spread(cost, evaluation, config, scenario.machine, manner, scenario.clips, adapters).section(name)
 
 
 @dataclass(frozen=True)
@@ -197,9 +216,9 @@ def _changes(plan: Plan, costs: Costs) -> Iterator[tuple[str, Scenario]]:
         shown = now.machine.groups
         yield f"--showing.clips {shown}", _with(now, showing=replace(now.recipe.showing, clips=shown))
     if plan.worst in plan.stages and work != MAKING and not now.checkpointing:
-        yield "--checkpointing on", replace(now, checkpointing=True)
+        yield f"--compute.checkpointing [{','.join(ROLES)}]", _computing(now, checkpointing=ROLES)
     if work != CAPTIONS and now.precision == "float32":
-        yield "--precision bfloat16", replace(now, precision="bfloat16")
+        yield "--compute.precision bfloat16", _computing(now, precision="bfloat16")
     if plan.worst in plan.stages:
         yield from _wider(now, costs)
 
@@ -208,16 +227,23 @@ def _with(scenario: Scenario, **sections: Any) -> Scenario:
     return replace(scenario, recipe=replace(scenario.recipe, **sections))
 
 
+def _computing(scenario: Scenario, **values: Any) -> Scenario:
+    return _with(scenario, compute=replace(scenario.recipe.compute, **values))
+
+
 def _wider(now: Scenario, costs: Costs) -> Iterator[tuple[str, Scenario]]:
     """The fewest GPUs, and the fewest of them to a sample, with which the stages fit by arithmetic."""
     found, evaluation = {name: costs.stage(now, name) for name in now.stages}, costs.evaluation(now)
     gpus = now.machine.gpus
     while gpus <= MOST_GPUS:
         for parallel in range(1, min(gpus, now.heads) + 1):
-            if gpus % parallel or now.heads % parallel:
+            sections = (vars(now.recipe)[name] for name in now.stages)
+            shared = all(can_share(s.batch, s.accumulate, gpus // parallel) for s in sections)
+            if gpus % parallel or now.heads % parallel or now.tokens < parallel or not shared:
                 continue
-            wider = replace(now, machine=replace(now.machine, gpus=gpus, context_parallel=parallel))
+            machine = replace(now.machine, gpus=gpus, context_parallel=parallel, replicate=1)
+            wider = replace(_computing(now, replicate=1, shard=0, context=parallel), machine=machine)
             peaks = (section.peak.memory.total for section in _spread(wider, found, evaluation))
             if wider.machine != now.machine and max(peaks) <= now.machine.memory:
-                yield f"--gpus {gpus} --context-parallel {parallel}", wider
+                yield f"--gpus {gpus} --compute.context {parallel}", wider
         gpus *= 2

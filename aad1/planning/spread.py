@@ -1,7 +1,8 @@
 """A stage's cost on one device, spread over the ranks of a machine: bytes of a rank, operations, seconds.
 
-This is arithmetic, not measurement: weights, gradients, optimizer and averages are divided by all ranks, as fully
-sharded data parallelism does; activations and context by the ranks that share a sample.
+This is arithmetic, not measurement: weights, gradients, optimizer and averages are divided by the ranks that split
+them, as fully sharded data parallelism does (a backbone that roles with adapters share is whole on each); activations
+and context by the ranks that share a sample.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from aad1.planning.costs import AVERAGE, DECODING, KEPT, MAKING, OPTIMIZER, WEIG
 from aad1.planning.machine import Machine
 from aad1.planning.preparing import JobCost
 from aad1.training.loop import LoopConfig
+from aad1.training.share import pieces
 
 MASTER = 4  # bytes of a float32 gradient
 AT_ONCE = 3  # blocks of a sharded network: one that computes, one that is fetched meanwhile, the gradients of one
@@ -80,21 +82,25 @@ class Share:
 
 
 def share_of(config: LoopConfig, machine: Machine) -> Share:
-    """Spread a recipe's batch x accumulate samples over the groups; the micro-batch is at most the recipe's."""
-    samples = math.ceil(config.batch * config.accumulate / machine.groups)
-    return Share(min(config.batch, samples), math.ceil(samples / config.batch))
+    """A group's part of a recipe's batch x accumulate samples; raises UserError where they cannot be dealt."""
+    own = pieces(config.batch, config.accumulate, 0, machine.groups)
+    return Share(own[0].size, len(own))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How one stage is spread: its cost for one micro-batch and an evaluation, the machine, how its passes compute."""
+    """How one stage is spread: its cost for one micro-batch and an evaluation, the machine, how its passes compute.
+
+    clips: held-out clips that a group makes at an evaluation; adapters: frozen weights stay whole on every rank.
+    """
 
     cost: StageCost
     evaluation: Mapping[str, Pass]
     config: LoopConfig
     machine: Machine
     manner: Manner
-    clips: int  # held-out clips that a group makes at an evaluation
+    clips: int
+    adapters: bool = False
 
     def section(self, name: str) -> Section:
         """The stage's works."""
@@ -107,7 +113,7 @@ class Spread:
             groups = share.batches * machine.groups
             yield self._work(turn, found, goes, groups, gradients=self._gradients(turn, found))
         evaluations = math.ceil(self.config.steps / (self.config.evaluate_every or self.config.steps))
-        copies = self.cost.held(AVERAGE) / machine.gpus  # of the weights that averages stand in for
+        copies = self.cost.held(AVERAGE) / machine.shards  # of the weights that averages stand in for
         for name, clips in ((MAKING, 1), (DECODING, self.clips)):
             yield self._work(name, self.evaluation[name], evaluations, clips * machine.groups, copies=copies)
         yield self._update()
@@ -122,7 +128,7 @@ class Spread:
 
     def _update(self) -> Work:
         """The moment when the optimizer steps: its operations are nothing beside the passes'."""
-        ranks = self.machine.gpus
+        ranks = self.machine.shards
         needs = {player: size / ranks + self._gradients(player) for player, size in self.cost.update.items()}
         player = max(needs, key=lambda name: needs[name])
         memory = self._held(self._gradients(player), self.cost.update[player] / ranks, 0, 0)
@@ -132,13 +138,15 @@ class Spread:
         """All of a player's, or those that are there at the peak where they come with the backward."""
         if found is not None and not self.manner.accumulating:
             return found.gradients
-        return self.cost.parameters[player][1] * MASTER / self.machine.gpus
+        return self.cost.parameters[player][1] * MASTER / self.machine.shards
 
     def _held(self, gradients: float, activations: float, context: float, copies: float) -> Memory:
-        held, ranks = self.cost.held, self.machine.gpus
-        gathering = ranks > 1 or self.manner.precision != "float32"
+        held, ranks = self.cost.held, self.machine.shards
+        gathering = self.machine.gpus > 1 or self.manner.precision != "float32"
+        learning = sum(learns for _, learns in self.cost.parameters.values()) * MASTER
+        frozen = held(WEIGHTS) - learning
         return Memory(
-            weights=held(WEIGHTS) / ranks,
+            weights=learning / ranks + frozen / (1 if self.adapters else ranks),
             gathered=AT_ONCE * self.cost.block + self.cost.outside if gathering else 0,
             gradients=gradients,
             optimizer=held(OPTIMIZER) / ranks,

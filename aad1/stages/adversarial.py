@@ -23,6 +23,7 @@ from aad1.models.checkpoint_io import save_transformer
 from aad1.models.context import Visibility
 from aad1.models.critic import Critic, Granularity
 from aad1.objectives.adversarial import consistency, critic_loss, generator_loss
+from aad1.rollout import ClipRollout, roll_clip
 from aad1.stages.base import PlainStage
 from aad1.stages.batches import ClipBatch, LatentClips, by_noise_level, roll_batch
 from aad1.stages.showing import Showing
@@ -75,7 +76,7 @@ class Noising(NamedTuple):
 
 @dataclass
 class AdversarialStage(PlainStage):
-    """Players: generator and critic."""
+    """Players: generator and critic. roll: how the generator's clips are rolled out."""
 
     config: AdversarialConfig
     generator_model: CausalWanTransformer3DModel
@@ -83,6 +84,7 @@ class AdversarialStage(PlainStage):
     dataset: LatentClips
     levels: Sequence[float]
     showing: Showing
+    roll: ClipRollout = roll_clip
     name: str = "adversarial"
     players: Mapping[str, Player] = field(init=False)
 
@@ -102,9 +104,13 @@ class AdversarialStage(PlainStage):
         self.let_critic_learn(turn.player == "critic")
         if turn.player == "critic":
             with torch.no_grad():
-                fake = roll_batch(self.generator_model, batch, self.levels, noise)
+                fake = self.rolled(batch, noise)
             return self._critic_loss(batch, fake, noise)
-        return self.generator_loss(batch, roll_batch(self.generator_model, batch, self.levels, noise), noise)
+        return self.generator_loss(batch, self.rolled(batch, noise), noise)
+
+    def rolled(self, batch: ClipBatch, noise: Draws) -> Tensor:
+        """The generator's clips of a batch's images and prompts (Eq. 7)."""
+        return roll_batch(self.roll, self.generator_model, batch, self.levels, noise)
 
     def let_critic_learn(self, on: bool) -> None:
         """Whether passes record gradient for the critic's weights.

@@ -11,7 +11,7 @@ from torch import Tensor
 from aad1.data.latents import LatentStore
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.text import TextEncoder
-from aad1.rollout import roll_clip
+from aad1.rollout import ClipRollout
 from aad1.training.randomness import Draws
 
 NOISE_BANDS = ("low", "middle", "high")
@@ -78,10 +78,14 @@ class Trajectories(Stored[TrajectoryBatch]):
 
 
 def roll_batch(
-    generator: CausalWanTransformer3DModel, batch: ClipBatch, levels: Sequence[float], noise: Draws
+    roll: ClipRollout,
+    generator: CausalWanTransformer3DModel,
+    batch: ClipBatch,
+    levels: Sequence[float],
+    noise: Draws,
 ) -> Tensor:
     """Roll the generator out over its own outputs from a batch's images and prompts (Eq. 4, Eq. 7)."""
-    return roll_clip(
+    return roll(
         generator,
         batch.image,
         batch.text,

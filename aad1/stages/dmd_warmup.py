@@ -21,6 +21,7 @@ from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import save_transformer
 from aad1.objectives.dmd import dmd_gradient, dmd_surrogate
 from aad1.objectives.flow_matching import flow_matching
+from aad1.rollout import ClipRollout, roll_clip
 from aad1.stages.batches import ClipBatch, LatentClips, roll_batch
 from aad1.stages.showing import Showing
 from aad1.teacher_sampling import guided_velocity
@@ -83,7 +84,7 @@ class ScoreDistillation:
 
 @dataclass
 class DmdWarmupStage:
-    """Players: generator and fake score."""
+    """Players: generator and fake score. roll: how the generator's clips are rolled out."""
 
     config: DmdWarmupConfig
     generator_model: CausalWanTransformer3DModel
@@ -92,6 +93,7 @@ class DmdWarmupStage:
     levels: Sequence[float]
     showing: Showing
     guard: MotionGuard
+    roll: ClipRollout = roll_clip
     name: str = "dmd_warmup"
     players: Mapping[str, Player] = field(init=False)
     kept: dict[str, Tensor] = field(init=False)
@@ -114,10 +116,12 @@ class DmdWarmupStage:
         """Eq. 5 for the fake score, Eq. 6 for the generator, each on a fresh rollout (Eq. 4)."""
         if turn.player == "fake_score":
             with torch.no_grad():
-                clip = roll_batch(self.generator_model, batch, self.levels, noise)
+                clip = self._rolled(batch, noise)
             return self.scores.fake_score_loss(clip, batch.text, noise)
-        clip = roll_batch(self.generator_model, batch, self.levels, noise)
-        return self.scores.generator_loss(clip, batch.text, noise)
+        return self.scores.generator_loss(self._rolled(batch, noise), batch.text, noise)
+
+    def _rolled(self, batch: ClipBatch, noise: Draws) -> Tensor:
+        return roll_batch(self.roll, self.generator_model, batch, self.levels, noise)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """Roll the student out on held-out images; while its motion holds, these weights are the ones to keep.

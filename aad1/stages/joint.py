@@ -14,7 +14,7 @@ import torch
 
 from aad1.stages.adversarial import AdversarialStage
 from aad1.stages.base import PlainStage
-from aad1.stages.batches import ClipBatch, LatentClips, roll_batch
+from aad1.stages.batches import ClipBatch, LatentClips
 from aad1.stages.dmd_warmup import ScoreDistillation
 from aad1.training.loop import Loss, Turn
 from aad1.training.player import Player
@@ -50,16 +50,13 @@ class JointStage(PlainStage):
         self.game.let_critic_learn(False)
         if turn.player == "fake_score":
             with torch.no_grad():
-                clip = self._rolled(batch, noise)
+                clip = self.game.rolled(batch, noise)
             return self.scores.fake_score_loss(clip, batch.text, noise)
-        clip = self._rolled(batch, noise)
+        clip = self.game.rolled(batch, noise)
         realism = self.game.generator_loss(batch, clip, noise)
         matching = self.scores.generator_loss(clip, batch.text, noise)
         value = realism.value + self.game.config.dmd_weight * matching.value
         return Loss(value, {**realism.metrics, **matching.metrics})
-
-    def _rolled(self, batch: ClipBatch, noise: Draws) -> torch.Tensor:
-        return roll_batch(self.game.generator_model, batch, self.game.levels, noise)
 
     def evaluate(self, step: int, samples: Path) -> dict[str, float]:
         """Measure the student, as the game does."""

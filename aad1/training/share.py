@@ -23,8 +23,8 @@ def pieces(batch: int, accumulate: int, group: int, groups: int) -> list[Piece]:
     Raises:
         UserError: where they cannot be dealt so.
     """
-    if not _fits(batch, accumulate, groups):
-        fitting = [n for n in range(1, batch * accumulate + 1) if _fits(batch, accumulate, n)]
+    if not can_share(batch, accumulate, groups):
+        fitting = [n for n in range(1, batch * accumulate + 1) if can_share(batch, accumulate, n)]
         raise UserError(
             f"a turn of {accumulate} micro-batches of {batch} cannot be dealt to {groups} groups of processes; "
             f"with these, {', '.join(map(str, fitting))} groups work: change batch, accumulate or compute.context"
@@ -34,6 +34,7 @@ def pieces(batch: int, accumulate: int, group: int, groups: int) -> list[Piece]:
     return [Piece(*divmod(first, batch), size) for first in range(group * own, (group + 1) * own, size)]
 
 
-def _fits(batch: int, accumulate: int, groups: int) -> bool:
+def can_share(batch: int, accumulate: int, groups: int) -> bool:
+    """Whether each of so many groups gets equal pieces."""
     own, rest = divmod(batch * accumulate, groups)
     return not rest and own > 0 and (own % batch == 0 or batch % own == 0)
