@@ -151,8 +151,7 @@ class Run:
     """One stage's training in one folder, by one process or by each of a ``crew``.
 
     ``resume`` goes on from the last readable checkpoint, or begins where there is none yet; ``profile``: steps to look
-    into. Raises
-    UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
+    into. Raises UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
     checkpoints is readable, when the crew cannot share a turn's samples, or when a loss stops being finite (the batch
     is saved first); Interrupted after Ctrl-C, Preempted after SIGTERM or SIGUSR1.
     """
