@@ -70,6 +70,7 @@ from aad1.training.motion_guard import MotionGuard
 from aad1.training.player import Player
 from aad1.training.profiling import Window
 from aad1.training.randomness import generator_for
+from aad1.training.share import pieces
 from aad1.training.speed import Scale
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
@@ -609,7 +610,7 @@ class Assembly:
         if crew.ranks > 1 and name in MAKES_ITS_OWN:
             raise UserError(f"{name} trains on one process, not {crew.ranks}: start it without torchrun")
         if name not in MAKES_ITS_OWN:
-            self._check_context()
+            self._check_spread(name)
         if self.profile is not None:
             self.profile.require_within(name, self._section(name).steps)
         if not crew.leads:
@@ -624,8 +625,11 @@ class Assembly:
             store = LatentStore(self.workspace.trajectories) if name == "ode_init" else self.clips
             self._embed_captions(store, self.validation)
 
-    def _check_context(self) -> None:
-        """Raise UserError unless the transformer's heads and tokens can be dealt to the ranks that share a sample."""
+    def _check_spread(self, *stages: str) -> None:
+        """Raise UserError unless these stages' samples can be dealt to the groups, and heads and tokens within one."""
+        crew = self.placement.crew
+        for section in map(self._section, stages):
+            pieces(section.batch, section.accumulate, crew.group, crew.groups)
         config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
         data, shape, (_, rows, columns) = self.recipe.data, geometry(self.vae), config["patch_size"]
         for height, width in (picture_latents(size, shape, (rows, columns)) for size in data.buckets or (data.size,)):
@@ -673,7 +677,7 @@ class Assembly:
             if has_run(folder := self.workspace.run(name)):
                 self._check_run(folder, name, resume)
         self._sources()
-        self._check_context()
+        self._check_spread(*self.way)
         if self.profile is not None:
             for name in self.way:
                 self.profile.require_within(name, self._section(name).steps)
