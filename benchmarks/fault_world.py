@@ -185,6 +185,11 @@ class Launched:
         """The exit code of the command, when it has ended."""
         return self.process.wait(PATIENCE)
 
+    @property
+    def exits(self) -> list[str]:
+        """Exit codes of ranks in torchrun's report, where it gives one."""
+        return [line.split(":", 1)[1].strip() for line in self.said().splitlines() if "exitcode  :" in line]
+
     def said(self) -> str:
         """Everything in the log."""
         return self.log.read_text(errors="replace")
@@ -193,3 +198,22 @@ class Launched:
     def lines(self) -> list[str]:
         """What aad1 itself has said, warnings of libraries aside."""
         return [line for line in self.said().splitlines() if line.startswith("aad1: ") and "TypedStorage" not in line]
+
+
+def anew(launched: Launched, before: dict[int, int]) -> bool:
+    """Whether all ranks are there, none of them of those before."""
+    now = launched.ranks
+    return len(now) == RANKS and not {*now.values()} & {*before.values()}
+
+
+def stepping(world: World, out: str) -> Callable[[], bool]:
+    """Whether a step was logged since; a run that resumes first cuts its log back to the checkpoint."""
+    least = world.steps(out)
+
+    def stepped() -> bool:
+        nonlocal least
+        now = world.steps(out)
+        least = min(least, now)
+        return now > least
+
+    return stepped

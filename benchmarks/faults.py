@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fault_world import RANKS, Launched, World
+from fault_world import RANKS, Launched, World, anew, stepping
 from safetensors.torch import load_file, save_file
 
 from aad1.workspace import DISTILLATION
@@ -58,25 +58,6 @@ def lost_rank(world: World) -> Outcome:
     return {"exit": code, "same weights": world.weights(out) == expected, "seconds to the next step": waits}
 
 
-def anew(launched: Launched, before: dict[int, int]) -> bool:
-    """Whether all ranks are there, none of them of those before."""
-    now = launched.ranks
-    return len(now) == RANKS and not {*now.values()} & {*before.values()}
-
-
-def stepping(world: World, out: str) -> Callable[[], bool]:
-    """Whether a step was logged since; a run that resumes first cuts its log back to the checkpoint."""
-    least = world.steps(out)
-
-    def stepped() -> bool:
-        nonlocal least
-        now = world.steps(out)
-        least = min(least, now)
-        return now > least
-
-    return stepped
-
-
 def kill_storm(world: World) -> Outcome:
     """20 SIGKILLs of a random rank, each up to 2 s after a step, over a distillation of three stages."""
     expected = {stage: world.weights(world.unbroken("distill", steps=40), stage) for stage in DISTILLATION[-1:]}
@@ -98,6 +79,7 @@ def kill_storm(world: World) -> Outcome:
     code = launched.end()
     return {
         "exit": code,
+        "exits of ranks": launched.exits,
         "kills": kills,
         "checkpoints skipped as unreadable": launched.said().count("skipping the unreadable"),
         "unreadable at the end": world.unreadable(out),
@@ -118,6 +100,7 @@ def full_disk(world: World) -> Outcome:
     again = world.run(out, *TRAIN, "--resume")
     return {
         "exit": code,
+        "exits of ranks": launched.exits,
         "said": launched.lines,
         "checkpoints kept": kept,
         "unreadable": world.unreadable(out),
@@ -144,7 +127,7 @@ def torn_checkpoint(world: World) -> Outcome:
 @contextmanager
 def spoilt(world: World, out: str, by: float) -> Iterator[None]:
     """Within, the points of one trajectory are ``by`` times what they were."""
-    file = next((world.at(out).trajectories).glob("block-00001*.safetensors"))
+    file = next((world.at(out).trajectories).glob("block-00003*.safetensors"))
     kept = file.read_bytes()
     tensors = load_file(file)
     name = max(tensors, key=lambda name: tensors[name].numel())
@@ -164,6 +147,7 @@ def nan(world: World) -> Outcome:
     again = world.run(out, *TRAIN, "--resume")
     return {
         "exit": launched.code,
+        "exits of ranks": launched.exits,
         "said": launched.lines,
         "batches saved": batches,
         "then, mended": {"exit": again.code, "same weights": world.weights(out) == expected},
@@ -201,6 +185,7 @@ def hang(world: World) -> Outcome:
     code = launched.end()
     return {
         "exit": code,
+        "exits of ranks": launched.exits,
         "said": launched.lines,
         "noticed after s": noticed,
         "next step after s": resumed,
@@ -252,18 +237,13 @@ def preemption(world: World) -> Outcome:
         again = world.run(out, *TRAIN, "--resume", steps=60)
         found[name] = {
             "exit of torchrun": code,
-            "exits of ranks": exits(launched),
+            "exits of ranks": launched.exits,
             "seconds": seconds,
             "said": launched.lines,
             "checkpoints": reached,
             "then": {"exit": again.code, "same weights": world.weights(out) == expected},
         }
     return found
-
-
-def exits(launched: Launched) -> list[str]:
-    """Exit codes of ranks in torchrun's report, where it gives one."""
-    return [line.split(":", 1)[1].strip() for line in launched.said().splitlines() if "exitcode  :" in line]
 
 
 def preemption_elsewhere(world: World) -> Outcome:
@@ -284,7 +264,7 @@ def preemption_elsewhere(world: World) -> Outcome:
         again = world.run(out, "distill", "--resume", steps=4)
         found[name] = {
             "exit of torchrun": code,
-            "exits of ranks": exits(launched),
+            "exits of ranks": launched.exits,
             "said": launched.lines,
             "then": {"exit": again.code, "same weights": world.weights(out, "adversarial") == expected},
         }
