@@ -79,7 +79,17 @@ PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer", "state_
 RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
 CLIPS, COUNT = "clips", "clip count"
 Phase = Callable[[str], AbstractContextManager[Any]]
-RESUMABLE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "lr", "lr_overrides", "muon_lr"}
+RESUMABLE = {
+    "steps",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "keep",
+    "lr",
+    "lr_overrides",
+    "muon_lr",
+    "skip_above",
+}
 CHANGES_RESULTS = ("compute.precision",)
 CAPTIONS_AT_ONCE = 32
 Prepared = Literal["clips", "trajectories"]

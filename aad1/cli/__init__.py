@@ -28,6 +28,7 @@ from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.exporting import Export
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
+from aad1.cli.leaving import AskedToLeave, leaving
 from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.planning import PlanCommand
 from aad1.cli.preference import Preference
@@ -39,7 +40,7 @@ from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
 from aad1.data.team import torchrun_team
 from aad1.errors import UserError, nearest
-from aad1.parallel.crew import SharedError
+from aad1.parallel.crew import LostProcess, SharedError
 from aad1.runtime import keep_freed_memory
 from aad1.training.loop import Interrupted, Preempted
 
@@ -90,6 +91,7 @@ Command = (
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
 LAST_WORD = 5.0  # seconds
+LEAVE = ("prepare", "train", "distill")  # end well when a scheduler asks
 GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
 
@@ -107,13 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     GIVEN.set(words)
     try:
         command, extra = parse(words)
-        return command.run(extra) or 0
-    except (Exception, KeyboardInterrupt) as error:
+        with leaving(words[0] in LEAVE):
+            return command.run(extra) or 0
+    except (Exception, KeyboardInterrupt, AskedToLeave) as error:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        if isinstance(error, SharedError | Interrupted) and not torchrun_team().leads:
-            time.sleep(LAST_WORD)  # torchrun ends all as soon as one has ended: let the leader say what all know
+        if _another_says(error):
+            time.sleep(LAST_WORD)  # torchrun ends all as soon as one has ended: let that one say what all know
         else:
             complain(line)
         return code
@@ -149,15 +152,24 @@ def _unboxed(box: str) -> str:
     return f"{title.lower()}: {' '.join(rows[: rows.index('')] if '' in rows else rows)}"
 
 
+def _another_says(error: BaseException) -> bool:
+    """Whether another process of the run says the same."""
+    if isinstance(error, LostProcess):
+        return not error.first
+    return isinstance(error, SharedError | Interrupted) and not torchrun_team().leads
+
+
 def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:
     """Exit code and line for what went wrong; ``goes_on``: whether the command can be continued."""
-    if isinstance(error, Preempted):
+    if isinstance(error, Preempted | AskedToLeave):
         return 0, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         kept = "what was finished is kept: the same command goes on, with --resume where it has that option"
         return 130, str(error) or f"interrupted; {kept if goes_on else 'nothing was written'}"
     if isinstance(error, UserError):
         return 2, str(error)
+    if isinstance(error, LostProcess):
+        return 1, str(error)
     if isinstance(error, BrokenPipeError):
         return 1, "whatever read the output has stopped reading"
     first = (str(error).splitlines() or [""])[0]

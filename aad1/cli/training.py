@@ -65,7 +65,7 @@ class Train:
         with assembled(recipe, workspace, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
-            made = assembly.train(self.stage, self.resume or restarted())
+            made = assembly.train(self.stage, _goes_on(assembly, self.resume))
             _conclude(assembly, made, self.stage if self.install else None)
 
 
@@ -92,8 +92,13 @@ class Distill:
         with assembled(recipe, workspace, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
-            made = assembly.distill(self.resume or restarted())
+            made = assembly.distill(_goes_on(assembly, self.resume))
             _conclude(assembly, made, "adversarial" if self.install else None)
+
+
+def _goes_on(assembly: Assembly, resume: bool) -> bool:
+    """Whether what an earlier start has done is gone on with: asked for, or begun anew by torchrun on any machine."""
+    return assembly.placement.crew.any(resume or restarted())
 
 
 def _conclude(assembly: Assembly, made: Path, installed: str | None) -> None:

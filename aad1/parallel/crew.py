@@ -6,12 +6,13 @@ Every method is a meeting: all processes call it, in the same order. One process
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from aad1.errors import UserError
+from aad1.parallel.watch import Whereabouts
 from aad1.stopwatch import COMMUNICATION, timed
 
 Said = TypeVar("Said")
@@ -21,12 +22,24 @@ class SharedError(UserError):
     """A mistake that every process of a crew has learnt of: one of them says so, for all."""
 
 
+class LostProcess(Exception):
+    """Another process of the run has ended; ``first``: whether this one is to say so."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__(
+            "another process of this run has ended, its own message says why; go on with --resume (torchrun "
+            "--max-restarts does that by itself)"
+        )
+        self.first = first
+
+
 @dataclass(frozen=True)
 class Crew:
     """``rank`` of ``ranks`` processes, of which ``groups`` groups work on samples of their own.
 
     Ranks of a group share every sample: they see the same data and draw the same noise. control: the process group
-    (gloo, so between CPUs) that messages go through; None for one process alone.
+    (gloo, so between CPUs) that messages go through; None for one process alone. where: what this process is at, for
+    those who wait for it.
     """
 
     rank: int = 0
@@ -34,6 +47,7 @@ class Crew:
     group: int = 0
     groups: int = 1
     control: dist.ProcessGroup | None = None
+    where: Whereabouts = field(default_factory=Whereabouts, compare=False)
 
     @property
     def leads(self) -> bool:

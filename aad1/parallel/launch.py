@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,16 +12,21 @@ from datetime import timedelta
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from aad1.data.team import Team
-from aad1.parallel.crew import Crew, SharedError
+from aad1.parallel.crew import Crew, LostProcess, SharedError
+from aad1.parallel.meeting import Store, meet
 from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
+from aad1.parallel.watch import LATER, first_to_say, watched
 
 PACKAGE = Path(__file__).parents[1]
 LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
+STORE_ANSWERS = timedelta(seconds=30)
 ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one process is split over itself
 
 
@@ -28,8 +34,11 @@ ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one p
 def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[Placement]:
     """Join the processes of ``team`` for as long as the block lasts; yields this one's placement.
 
+    Several watch over each other meanwhile (``watched``).
+
     Raises:
         UserError: when they do not fill the grid that ``config`` wants; SharedError where there are several.
+        LostProcess: when another one has ended.
     """
     alone = team.ranks == 1
     if alone and config.precision != ALONE_TOO:
@@ -38,20 +47,63 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if alone:
+        with _group(device, config, HashStore(), 0, 1) as crew:
+            yield placed(config, grid_of(config, 1), crew, device)
+        return
+    rank, ranks = team.rank or 0, team.ranks
+    store, notes = _stores(rank, ranks, config.timeout)
+    with (
+        _losses_told(notes),
+        _group(device, config, store, rank, ranks) as crew,
+        watched(crew.where, rank, ranks, notes, config.timeout),
+    ):
+        grid = crew.agree(lambda: grid_of(config, ranks))
+        yield placed(config, grid, crew, device)
+
+
+@contextmanager
+def _group(device: torch.device, config: ComputeConfig, store: Any, rank: int, ranks: int) -> Iterator[Crew]:
+    """A default process group for as long as the block lasts, and a crew with a group for its messages."""
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=config.timeout),
-        store=dist.HashStore() if alone else None,  # type: ignore[attr-defined]
-        rank=0 if alone else -1,
-        world_size=1 if alone else -1,
+        timeout=timedelta(seconds=LATER * config.timeout),
+        store=store,
+        rank=rank,
+        world_size=ranks,
     )
     try:
-        control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        whole = Crew(team.rank or 0, team.ranks, control=control)
-        grid = whole.agree(lambda: grid_of(config, team.ranks))
-        yield placed(config, grid, whole, device)
+        yield Crew(rank, ranks, control=dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
     finally:
         dist.destroy_process_group()
+
+
+def _stores(rank: int, ranks: int, patience: float) -> tuple[Any, Store]:
+    """Where the launcher lets the processes meet: for the process group, and by a connection of its own for the watch.
+
+    Both are empty at the start. Raises UserError when not all come within ``patience`` seconds.
+    """
+    shared, _, _ = next(rendezvous("env://", timeout=STORE_ANSWERS))
+    start = meet(shared, rank, ranks, patience)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_ANSWERS)
+    return PrefixStore(f"{start}/group", shared), PrefixStore(f"{start}/watch", own)
+
+
+@contextmanager
+def _losses_told(store: Store) -> Iterator[None]:
+    """What the loss of a process looks like to the others becomes LostProcess."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _of_a_lost_process(error):
+            raise
+        raise LostProcess(first_to_say(store)) from error
+
+
+def _of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed because a peer has gone; gloo says so in words alone."""
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def require_alike(crew: Crew, facts: Mapping[str, str]) -> None:

@@ -158,9 +158,9 @@ class Spread:
         )
 
     def _disk(self) -> float:
-        """Checkpoints: those that stay, and the one that is being written."""
+        """Checkpoints: the last ones, the best, and the one that is being written."""
         learning = sum(learns for _, learns in self.cost.parameters.values()) * MASTER
-        return (self.config.keep + 1) * (learning + sum(map(self.cost.held, (OPTIMIZER, AVERAGE, KEPT))))
+        return (self.config.keep + 2) * (learning + sum(map(self.cost.held, (OPTIMIZER, AVERAGE, KEPT))))
 
 
 def job_section(name: str, cost: JobCost, machine: Machine, precision: Precision) -> Section:

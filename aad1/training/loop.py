@@ -24,6 +24,7 @@ from aad1.errors import UserError
 from aad1.files import write_errors
 from aad1.limits import Count, Natural
 from aad1.parallel.crew import ALONE, Crew
+from aad1.parallel.watch import Doing
 from aad1.progress import Progress
 from aad1.stopwatch import BACKWARD, DATA, EVALUATION, SAVING, UPDATE, Stopwatch, clock_of, running, timed
 from aad1.training.checkpoint import Checkpoints, Found
@@ -150,8 +151,7 @@ class Run:
     """One stage's training in one folder, by one process or by each of a ``crew``.
 
     ``resume`` goes on from the last readable checkpoint, or begins where there is none yet; ``profile``: steps to look
-    into. Raises
-    UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
+    into. Raises UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
     checkpoints is readable, when the crew cannot share a turn's samples, or when a loss stops being finite (the batch
     is saved first); Interrupted after Ctrl-C, Preempted after SIGTERM or SIGUSR1.
     """
@@ -182,6 +182,13 @@ class Run:
 
     def train(self) -> Path:
         """Run to the last step (or the stage's own stop) and export; returns what was exported."""
+        try:
+            self._train()
+            return self.crew.agree(self._export)
+        finally:
+            self.crew.where.note("prepare")
+
+    def _train(self) -> None:
         with ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             self._start()
@@ -209,8 +216,8 @@ class Run:
                     self.checkpoints.wait()
                     kind = Interrupted if signal.SIGINT in heard else Preempted
                     raise kind(f"saved at step {self.step} in {self.folder}; go on with --resume")
+            self._note("save")
             self.checkpoints.wait()
-        return self.crew.agree(self._export)
 
     def _export(self) -> Path:
         """All processes give what they hold, the leader writes; what goes wrong there is said by all."""
@@ -251,6 +258,7 @@ class Run:
     def save(self) -> None:
         """Begin to write a checkpoint of this moment, unless there is one; ``checkpoints.wait`` waits for it."""
         if self._saved != self.step:
+            self._note("save")
             with timed(SAVING):
                 self.checkpoints.save(self.step, self._state())
             self._saved = self.step
@@ -298,8 +306,10 @@ class Run:
         for piece, indices in zip(self.pieces, drawn, strict=True):
             stream = generator_for(self.seed, self.stage.name, TURNS, self.step, index, piece.micro)
             noise = Draws(stream, self.config.batch, piece.first)
+            self._note("data", name)
             with timed(DATA):
                 batch = self.stage.dataset.read(indices)
+            self._note("loss", name)
             with self.speed.micro_batch(name, batch, piece.size):
                 loss = self.stage.loss(Turn(name, self.step), batch, noise)
                 if trouble is None and not torch.isfinite(loss.value):
@@ -307,6 +317,7 @@ class Run:
                 with timed(BACKWARD):
                     (loss.value / len(self.pieces)).backward()
             _collect(found, {"loss": float(loss.value.detach()), **loss.metrics})
+        self._note("update", name)
         self.crew.refuse(self.crew.gather(trouble))
         try:
             self.speed.before_update(name)
@@ -317,7 +328,12 @@ class Run:
             raise
         return _means(found) | norms
 
+    def _note(self, doing: Doing, player: str = "") -> None:
+        """Say where this process is, to those who wait for it."""
+        self.crew.where.note(doing, self.stage.name, self.step, player)
+
     def _evaluate(self) -> dict[str, float]:
+        self._note("evaluate")
         with ExitStack() as stack:
             stack.enter_context(timed(EVALUATION))
             stack.enter_context(torch.no_grad())
@@ -401,7 +417,8 @@ def _stop_signals(says: bool) -> Iterator[list[int]]:
         if number == signal.SIGINT and signal.SIGINT in seen:
             raise Interrupted("stopped at once; --resume goes on from the last checkpoint")
         if not seen and says:
-            print("aad1: finishing this step, then saving (again to stop at once)", file=sys.stderr, flush=True)
+            again = " (again to stop at once)" if number == signal.SIGINT else ""
+            print(f"aad1: finishing this step, then saving{again}", file=sys.stderr, flush=True)
         seen.append(number)
 
     heard = (signal.SIGINT, *PREEMPTION) if threading.current_thread() is threading.main_thread() else ()

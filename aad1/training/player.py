@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import inf
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,9 @@ from aad1.errors import UserError
 from aad1.limits import Decay, Natural, Weight
 from aad1.training.muon import Muon, is_matrix
 
+SPIKE_MEMORY = 32  # accepted norms whose median is the usual one
+SPIKE_FEWEST = 8  # so many are needed to say what is usual
+SPIKE_ROW = 8  # spikes in a row are no spikes
 CHANGELESS_DTYPES = (torch.bfloat16, torch.float16)
 STEP = "step"  # how many updates Adam has made of a parameter
 
@@ -30,7 +35,8 @@ class OptimizerConfig:
     lr: learning rate; lr_overrides: {parameter-name prefix: its own rate}; clip: gradient norm at
     which gradients are scaled down (0 = never); warmup: updates of linear warm-up; schedule: what
     follows it, down to zero at the stage's last step; ema: decay of the moving average over the weights after
-    each update (0 = none); muon_lr: rate of Muon for matrices and convolutions, the rest and what has
+    each update (0 = none); skip_above: an update whose gradient norm is so many times the median of the last ones is
+    skipped (0 = none is); muon_lr: rate of Muon for matrices and convolutions, the rest and what has
     an override staying with AdamW (0 = AdamW for all).
     """
 
@@ -41,8 +47,40 @@ class OptimizerConfig:
     warmup: Natural = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     ema: Decay = 0.0
+    skip_above: Weight = 0.0
     muon_lr: Weight = 0.0
     lr_overrides: Mapping[str, Weight] = field(default_factory=dict)
+
+
+@dataclass
+class Spikes:
+    """Which gradient norms stand out from those before: ``accepted`` are the last that did not.
+
+    count: those that did; row: how many of them came last.
+    """
+
+    accepted: list[float] = field(default_factory=list)
+    count: int = 0
+    row: int = 0
+
+    def take(self, norm: float, above: float) -> bool:
+        """Whether a norm stands out; the norm is that of all processes, so all say the same.
+
+        Raises FloatingPointError when too many do in a row: the norms are others now, or the weights are broken.
+        """
+        usual = (median(self.accepted) if len(self.accepted) >= SPIKE_FEWEST else 0.0) or inf
+        if norm <= above * usual:
+            self.accepted = [*self.accepted, norm][-SPIKE_MEMORY:]
+            self.row = 0
+            return False
+        self.count += 1
+        self.row += 1
+        if self.row == SPIKE_ROW:
+            raise FloatingPointError(
+                f"gradient norm is {norm:.3g}, and for {SPIKE_ROW} updates in a row more than skip_above {above:g} "
+                f"times {usual:.3g}, the median of the {len(self.accepted)} before; if that is sound, raise skip_above"
+            )
+        return True
 
 
 class Player:
@@ -54,6 +92,7 @@ class Player:
     def __init__(self, name: str, module: nn.Module, config: OptimizerConfig) -> None:
         self.name, self.module, self.config = name, module, config
         self.updates = 0
+        self.spikes = Spikes()
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         _refuse_half_precision(name, self.parameters)
         self.optimizers = _optimizers(self.parameters, config)
@@ -64,21 +103,33 @@ class Player:
     def step(self, progress: float) -> dict[str, float]:
         """Apply the accumulated gradients; ``progress`` in [0, 1) is how far the stage has come.
 
-        Returns the gradient norm before clipping and the learning rate. The caller checks that the
-        norm is finite before the weights are touched: a non-finite one raises FloatingPointError.
+        Returns the gradient norm before clipping, the learning rate and, where spikes are skipped, how many were. A
+        spike changes nothing but that number. Weights are not touched either by a norm that is not finite or by one
+        that is the last of too many spikes in a row: those raise FloatingPointError.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or float("inf")))
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(f"gradient norm of {self.name} is {norm}")
         scale = self._rate_scale(progress)
+        made = {"grad_norm": norm, "lr": self.config.lr * scale}
+        if self.config.skip_above:
+            skipped = self.spikes.take(norm, self.config.skip_above)
+            made["skipped"] = float(self.spikes.count)
+            if skipped:
+                self._drop_gradients()
+                return made
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         self.updates += 1
         self._update_average()
-        return {"grad_norm": norm, "lr": self.config.lr * scale}
+        return made
+
+    def _drop_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _rate_scale(self, progress: float) -> float:
         warm = min(1.0, (self.updates + 1) / self.config.warmup) if self.config.warmup else 1.0
@@ -123,6 +174,7 @@ class Player:
             "optimizers": {str(index): self._memory(optimizer) for index, optimizer in enumerate(self.optimizers)},
             "average": self.average,
             "updates": self.updates,
+            "spikes": asdict(self.spikes),
         }
 
     def _memory(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor | float]]:
@@ -142,6 +194,7 @@ class Player:
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         self.updates = int(state["updates"])
+        self.spikes = Spikes(**state["spikes"])
 
 
 def _refuse_half_precision(name: str, parameters: Mapping[str, Tensor]) -> None:
