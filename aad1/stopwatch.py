@@ -140,8 +140,12 @@ class Stopwatch:
         del self._unread[:done]
 
 
+class _Thread(threading.local):
+    watched = True
+
+
 _running: list[Stopwatch] = []
-_thread = threading.local()
+_thread = _Thread()
 
 
 @contextmanager
@@ -161,22 +165,18 @@ def clock_of(device: torch.device) -> Clock:
 
 def unwatched() -> None:
     """What this thread does is beside the run: no stopwatch is told. (A backward's threads are not beside it.)"""
-    _thread.unwatched = True
-
-
-def _told() -> bool:
-    return bool(_running) and not hasattr(_thread, "unwatched")
+    _thread.watched = False
 
 
 def enter(phase: str) -> None:
     """A phase begins; whoever says so, says when it ends."""
-    if _told():
+    if _running and _thread.watched:
         _running[-1].enter(phase)
 
 
 def leave() -> None:
     """The phase that was entered last ends."""
-    if _told():
+    if _running and _thread.watched:
         _running[-1].leave()
 
 

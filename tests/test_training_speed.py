@@ -180,7 +180,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tracing]]:
 
 def run_of(name: str, placement: Placement, folder: Path, **given: Any) -> Run:
     stage = STAGES[name](placement, **BATCH)
-    run = Run(stage, stage.config, folder, seed=0, crew=placement.crew, **given)
+    run = Run(stage, replace(stage.config, steps=1), folder, seed=0, crew=placement.crew, **given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save", lambda run: None)
         patch.setattr(type(stage), "export", lambda stage, folder: folder)
@@ -246,9 +246,9 @@ def seen_on_ranks(folder: Path, jobs: list[tuple[str, dict[str, Any]]]) -> list[
 def test_waiting_for_others_is_communication_and_work_is_shared(tmp_path: Path) -> None:
     jobs = [("II", {"shard": 2}), ("III", {"context": 2}), ("II", {"shard": 2, "checkpointing": ("generator",)})]
     found = on_ranks(seen_on_ranks, 2, tmp_path, tmp_path, jobs)
+    on_one = {name: run_of(name, HERE, tmp_path / name) for name in ("II", "III")}
     for (name, compute), *made in zip(jobs, *found, strict=True):
-        where = f"{name} {compute}"
-        alone = run_of(name, HERE, tmp_path / f"alone {where}")
+        where, alone = f"{name} {compute}", on_one[name]
         whole = list(alone.speed.kinds.values())
         for one in made:
             collectives = {kind for kind, _ in one["heard"]}
