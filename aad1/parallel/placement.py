@@ -30,8 +30,8 @@ from aad1.errors import UserError
 from aad1.limits import Count, Natural, Positive
 from aad1.models.causal_wan import CausalWanBlock, CausalWanTransformer3DModel
 from aad1.parallel.crew import ALONE, Crew
+from aad1.parallel.passes import told_apart, watch_passes
 from aad1.parallel.ulysses import spread_sequences
-from aad1.parallel.watching import told_apart, watch_passes
 from aad1.stopwatch import CRITIC, ROLLOUT, SCORE
 
 Role = Literal["generator", "fake_score", "critic", "teacher"]
