@@ -47,7 +47,7 @@ from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import Geometry, encode_video, geometry
 from aad1.parallel.launch import joined, require_alike, require_shared, software
-from aad1.parallel.placement import HERE, Placement, Role, watched
+from aad1.parallel.placement import HERE, Placement, Role
 from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
@@ -282,7 +282,7 @@ class Assembly:
 
     def _frozen_teacher(self) -> CausalWanTransformer3DModel:
         if self.recipe.lora is not None:
-            return watched(sharing(self.backbone), "teacher")
+            return self.placement.finish(sharing(self.backbone), "teacher", whole=True)
         return self.placement.finish(self.teacher("teacher").requires_grad_(False), "teacher")
 
     def _learning_teacher(self, role: Role) -> CausalWanTransformer3DModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from aad1.errors import UserError
+from aad1.models.adapters import AdapterConfig, adapted, sharing
 from aad1.models.critic import Critic
 from aad1.parallel.crew import Crew
 from aad1.parallel.placement import HERE, ComputeConfig, Grid, Placement, Role, grid_of, placed
@@ -38,7 +40,7 @@ Arrays = dict[str, NDArray[np.float32]]
 HEADS = 4
 RELATIVE = 1e-5
 CLIPPED = OptimizerConfig(lr=1e-3, betas=(0.0, 0.99), weight_decay=0.01, clip=0.5, ema=0.9)
-LOOP: dict[str, Any] = {"steps": 2, "log_every": 1}
+LOOP: dict[str, Any] = {"steps": 1, "log_every": 1}
 
 
 def network(seed: int) -> Any:
@@ -59,12 +61,22 @@ def ode_stage(placement: Placement, **config: Any) -> OdeInitStage:
     return OdeInitStage(settings, generator, trajectories(), LEVELS, NothingToShow())  # type: ignore[arg-type]
 
 
-def dmd_stage(placement: Placement, **config: Any) -> DmdWarmupStage:
+def scores_of(placement: Placement, adapters: bool) -> tuple[Any, Any]:
+    """Fake score and teacher: networks of their own, or one backbone."""
+    if not adapters:
+        return model(2, placement, "fake_score"), model(0, placement, "teacher")
+    backbone = network(0).requires_grad_(False)
+    torch.manual_seed(0)
+    learning = adapted(backbone, AdapterConfig(rank=2, alpha=2.0, dtype="float32"))
+    return placement.finish(learning, "fake_score"), placement.finish(sharing(backbone), "teacher", whole=True)
+
+
+def dmd_stage(placement: Placement, adapters: bool = False, **config: Any) -> DmdWarmupStage:
     settings = DmdWarmupConfig(
         **LOOP, **config, generator_optimizer=CLIPPED, fake_score_optimizer=ADAM, fake_score_updates=2
     )
     generator = model(1, placement, "generator")
-    fake_score, teacher = model(2, placement, "fake_score"), model(0, placement, "teacher")
+    fake_score, teacher = scores_of(placement, adapters)
     scores = ScoreDistillation(settings, fake_score, teacher, text_of(1, seed=9))
     shown: Any = NothingToShow()
     return DmdWarmupStage(settings, generator, scores, clips(), (1.0, 0.5), shown, guard(), roll=roll(placement))  # type: ignore[arg-type]
@@ -82,7 +94,12 @@ def adversarial_stage(placement: Placement, **config: Any) -> AdversarialStage:
     return AdversarialStage(settings, generator, critic, clips(), (1.0,), shown, roll=roll(placement))  # type: ignore[arg-type]
 
 
-STAGES: dict[str, Callable[..., Any]] = {"I": ode_stage, "II": dmd_stage, "III": adversarial_stage}
+STAGES: dict[str, Callable[..., Any]] = {
+    "I": ode_stage,
+    "II": dmd_stage,
+    "II with adapters": partial(dmd_stage, adapters=True),
+    "III": adversarial_stage,
+}
 
 
 def whole(tensor: Tensor) -> NDArray[np.float32]:
@@ -108,7 +125,7 @@ def noting(found: Arrays) -> Iterator[None]:
 
 
 def trained(name: str, placement: Placement, folder: Path, **config: Any) -> dict[str, Any]:
-    """Two steps of a stage: gradients of every turn, losses, and the weights and averages that come of them."""
+    """A step of a stage: losses, and gradients of every turn; later turns see the updates of those before."""
     gradients: Arrays = {}
     stage = STAGES[name](placement, **config)
     run = Run(stage, stage.config, folder, seed=0, crew=placement.crew)
@@ -116,11 +133,8 @@ def trained(name: str, placement: Placement, folder: Path, **config: Any) -> dic
         patch.setattr(Run, "save", lambda run: None)
         patch.setattr(type(stage), "export", lambda stage, folder: folder)
         run.train()
-    players = stage.players.items()
-    weights = {f"{name} {n}": whole(p) for name, player in players for n, p in player.parameters.items()}
-    averages = {f"{name} {n}": whole(a) for name, player in players for n, a in player.average.items()}
     rows = read_metrics(folder / "metrics.jsonl") if placement.crew.leads else []
-    return {"gradients": gradients, "weights": weights, "averages": averages, "rows": rows}
+    return {"gradients": gradients, "rows": rows}
 
 
 def placement_of(**config: Any) -> Placement:
@@ -155,16 +169,29 @@ def assert_alike(found: Arrays, expected: Arrays, where: str) -> None:
         assert error <= RELATIVE, f"{where}: {name} is {error:.1e} off"
 
 
-GRIDS = {
-    2: (
-        {"shard": 2},
-        {"replicate": 2},
-        {"context": 2},
-        {"shard": 2, "checkpointing": ("generator", "critic"), "replay": True},
-    ),
-    4: ({"shard": 4}, {"replicate": 2, "shard": 2}, {"shard": 2, "context": 2, "replay": True}, {"context": 4}),
+BATCHES = {
+    "I": {"batch": 4},
+    "II": {"batch": 2, "accumulate": 2},
+    "II with adapters": {"batch": 2, "accumulate": 2},
+    "III": {"batch": 1, "accumulate": 4},
 }
-BATCHES = {"I": {"batch": 4}, "II": {"batch": 2, "accumulate": 2}, "III": {"batch": 1, "accumulate": 4}}
+METHOD = ("I", "II", "III")
+JOBS: dict[int, list[tuple[Sequence[str], dict[str, Any]]]] = {
+    2: [
+        (METHOD, {"shard": 2}),
+        (METHOD, {"context": 2}),
+        (("III",), {"replicate": 2}),
+        (("II", "III"), {"checkpointing": ("generator", "critic"), "replay": True}),
+        (("II with adapters",), {"shard": 2}),
+        (("II with adapters",), {"context": 2}),
+    ],
+    4: [
+        (METHOD, {"shard": 4}),
+        (METHOD, {"context": 4}),
+        (METHOD, {"shard": 2, "context": 2, "replay": True}),
+        (("II",), {"replicate": 2, "shard": 2}),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +203,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return made
 
 
-@pytest.mark.parametrize("ranks", GRIDS)
+@pytest.mark.parametrize("ranks", JOBS)
 def test_stages_compute_on_many_processes_what_they_do_on_one(
     ranks: int, tmp_path: Path, alone: dict[str, dict[str, Any]]
 ) -> None:
-    jobs = [(name, compute, batch) for name, batch in BATCHES.items() for compute in GRIDS[ranks]]
+    jobs = [(name, compute, BATCHES[name]) for names, compute in JOBS[ranks] for name in names]
     found, *_ = on_ranks(trained_on_ranks, ranks, tmp_path, tmp_path, jobs)
     for (name, compute, _), made in zip(jobs, found, strict=True):
         where = f"stage {name}, {compute}"

@@ -106,8 +106,8 @@ class Placement:
             if isinstance(block, CausalWanBlock) and not isinstance(block, FSDPModule):
                 self._split(block, role)
 
-    def finish(self, module: nn.Module, role: Role) -> Any:
-        """Make a role's complete network ready to train; returns it."""
+    def finish(self, module: nn.Module, role: Role, whole: bool = False) -> Any:
+        """Make a role's complete network ready to train; returns it. whole: leave weights that other roles hold too."""
         for transformer in module.modules():
             if isinstance(transformer, CausalWanTransformer3DModel):
                 if role in self.config.checkpointing:
@@ -116,7 +116,7 @@ class Placement:
                     transformer.compile_blocks()
         if self.context is not None:
             spread_sequences(module, self.context)
-        if self.shards is not None:
+        if self.shards is not None and not whole:
             # Keys, values and logits leave as views, which nobody changes in place.
             warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
             self.split_blocks(module, role)
@@ -124,7 +124,8 @@ class Placement:
             for name in _also_called(module):
                 setattr(module, name, told_apart(getattr(module, name)))
                 register_fsdp_forward_method(module, name)
-        return watched(module, role)
+        watch_passes(module, PHASE_OF[role], _also_called(module))
+        return module
 
     def _split(self, module: nn.Module, role: Role) -> None:
         if self.shards is None:
@@ -146,12 +147,6 @@ class Placement:
 
 
 HERE = Placement()
-
-
-def watched(module: nn.Module, role: Role) -> Any:
-    """Let a running stopwatch know of a network's passes, as ``finish`` does; returns the network."""
-    watch_passes(module, PHASE_OF[role], _also_called(module))
-    return module
 
 
 def _also_called(module: nn.Module) -> list[str]:
