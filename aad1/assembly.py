@@ -31,7 +31,7 @@ from aad1.data.team import ALONE, Helpers, Team, torchrun_team
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
 from aad1.files import reason_and_remedy, write_atomic
-from aad1.models.adapters import adapted
+from aad1.models.adapters import adapted, sharing
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
     ASSETS,
@@ -47,14 +47,14 @@ from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import Geometry, encode_video, geometry
 from aad1.parallel.launch import joined, require_alike, require_shared, software
-from aad1.parallel.placement import HERE, Placement, Role
+from aad1.parallel.placement import HERE, Placement, Role, watched
 from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
 from aad1.rollout import ClipRollout, roll_clip, roll_clip_replayed
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
-from aad1.stages.batches import LatentClips, Stored, Trajectories
+from aad1.stages.batches import LatentClips, Stored, Trajectories, tokens_of
 from aad1.stages.dmd_warmup import DmdWarmupStage, ScoreDistillation
 from aad1.stages.joint import JointStage
 from aad1.stages.ode_init import OdeInitStage, check_levels
@@ -64,10 +64,14 @@ from aad1.stages.teacher import TeacherStage
 from aad1.stages.text import TextStage
 from aad1.stages.trajectories import Denoising, manifest_for, origins_of, stored_indices, trajectory_work
 from aad1.stages.vae import VaeStage, calm_residuals
+from aad1.training.gpus import peak_rate
 from aad1.training.loop import Run, Stage, has_run, refuse_run
 from aad1.training.motion_guard import MotionGuard
 from aad1.training.player import Player
+from aad1.training.profiling import Window
 from aad1.training.randomness import generator_for
+from aad1.training.share import pieces
+from aad1.training.speed import Scale
 from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
 
 WORLD_SOURCES: dict[str, Track | None] = {"world": None, "world:determined": "determined", "world:free": "free"}
@@ -176,8 +180,10 @@ def _help(recipe: Recipe, workspace: Workspace, what: Prepared, team: Team) -> N
 
 
 @contextmanager
-def assembled(recipe: Recipe, workspace: Workspace) -> Iterator[Assembly]:
+def assembled(recipe: Recipe, workspace: Workspace, profile: Window | None = None) -> Iterator[Assembly]:
     """The assembly of a process that trains: alone, or one of those that torchrun has started.
+
+    profile: steps of each of its stages that are looked into.
 
     Raises:
         UserError: when there are not GPUs enough, when the processes do not fill the grid that the recipe wants, differ
@@ -188,7 +194,7 @@ def assembled(recipe: Recipe, workspace: Workspace) -> Iterator[Assembly]:
         values = hashlib.sha256(json.dumps(as_dict(recipe), sort_keys=True).encode()).hexdigest()[:12]
         require_alike(placement.crew, {**software(), "recipe": values})
         require_shared(placement.crew, workspace.root)
-        yield Assembly(recipe, workspace, team, placement)
+        yield Assembly(recipe, workspace, team, placement, profile)
 
 
 def student_config(recipe: Recipe) -> dict[str, Any]:
@@ -218,6 +224,7 @@ class Assembly:
     workspace: Workspace
     team: Team = ALONE
     placement: Placement = HERE
+    profile: Window | None = None
 
     def __post_init__(self) -> None:
         own = for_team(self.recipe, self.team)
@@ -275,7 +282,7 @@ class Assembly:
 
     def _frozen_teacher(self) -> CausalWanTransformer3DModel:
         if self.recipe.lora is not None:
-            return self.backbone
+            return watched(sharing(self.backbone), "teacher")
         return self.placement.finish(self.teacher("teacher").requires_grad_(False), "teacher")
 
     def _learning_teacher(self, role: Role) -> CausalWanTransformer3DModel:
@@ -584,7 +591,18 @@ class Assembly:
         crew.agree(partial(self._ready, name, folder, begun and not resume))
         stage = crew.agree(partial(self.stage, name))
         crew.agree(partial(self._admit, name, folder, begun, stage))
-        return Run(stage, config, folder, self.recipe.seed, resume, crew).train()
+        return Run(stage, config, folder, self.recipe.seed, resume, crew, self._scale(name), self.profile).train()
+
+    def _scale(self, name: str) -> Scale:
+        """What a stage's speed is told in; one precision has one peak, so two have none."""
+        recipe = self.recipe
+        precision = recipe.compute.precision
+        alike = recipe.lora is None or recipe.lora.dtype == precision
+        peak = peak_rate(self.device, precision) if alike else None
+        if name in MAKES_ITS_OWN:
+            return Scale(peak)
+        config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
+        return Scale(peak, partial(tokens_of, config["patch_size"]))
 
     def _ready(self, name: str, folder: Path, refused: bool) -> None:
         """Before a stage is built: the leader refuses what may not go on and embeds what the stage will ask for."""
@@ -592,7 +610,9 @@ class Assembly:
         if crew.ranks > 1 and name in MAKES_ITS_OWN:
             raise UserError(f"{name} trains on one process, not {crew.ranks}: start it without torchrun")
         if name not in MAKES_ITS_OWN:
-            self._check_context()
+            self._check_spread(name)
+        if self.profile is not None:
+            self.profile.require_within(name, self._section(name).steps)
         if not crew.leads:
             return
         if refused:
@@ -605,8 +625,11 @@ class Assembly:
             store = LatentStore(self.workspace.trajectories) if name == "ode_init" else self.clips
             self._embed_captions(store, self.validation)
 
-    def _check_context(self) -> None:
-        """Raise UserError unless the transformer's heads and tokens can be dealt to the ranks that share a sample."""
+    def _check_spread(self, *stages: str) -> None:
+        """Raise UserError unless these stages' samples can be dealt to the groups, and heads and tokens within one."""
+        crew = self.placement.crew
+        for section in map(self._section, stages):
+            pieces(section.batch, section.accumulate, crew.group, crew.groups)
         config = CausalWanTransformer3DModel.load_config(self.folder.path, subfolder="transformer")
         data, shape, (_, rows, columns) = self.recipe.data, geometry(self.vae), config["patch_size"]
         for height, width in (picture_latents(size, shape, (rows, columns)) for size in data.buckets or (data.size,)):
@@ -654,7 +677,10 @@ class Assembly:
             if has_run(folder := self.workspace.run(name)):
                 self._check_run(folder, name, resume)
         self._sources()
-        self._check_context()
+        self._check_spread(*self.way)
+        if self.profile is not None:
+            for name in self.way:
+                self.profile.require_within(name, self._section(name).steps)
         recipe = self.recipe
         check_levels(recipe.trajectories.stored_levels, recipe.student.passes)
         if recipe.lora is not None and recipe.adversarial.critic.visibility != "full":

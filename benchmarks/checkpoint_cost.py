@@ -5,7 +5,7 @@
 Recipe tiny's stage with its true players, on random clips. Blocks of ``--every`` steps with one save each take turns
 with blocks without, so that a busy machine is busy for all of them; medians of a block's wall time and of the time
 that all threads of this process were computing. Beside them what a save takes by itself: how long it holds the loop
-up, and for how long the thread that writes computes, which is all it can cost where every core is taken.
+up, and for how long the thread that writes computes; their sum as a share of the training's computing.
 """
 
 from __future__ import annotations
@@ -124,13 +124,12 @@ def main() -> None:
     )
     for mode in MODES[1:]:
         now = middle[mode]
-        most = (now.held + now.written) / plain.computed * arguments.every
+        own = (now.held + now.written * (mode == BESIDE)) / (plain.computed / arguments.every)  # steps
         wall, computed = (100 * (one / other - 1) for one, other in ((now.wall, plain.wall), (now[1], plain.computed)))
         print(
-            f"{mode}: a save holds the loop up for {now.held:.3f} s, its thread computes {now.written:.3f} s; a block "
-            f"takes {wall:+.1f} % of wall and {computed:+.1f} % of computing; at most "
-            f"{100 * most / arguments.every:.1f} % every {arguments.every} steps, "
-            f"{100 * most / usual:.2f} % every {usual}"
+            f"{mode}: a save holds the loop for {now.held:.3f} s, its thread computes {now.written:.3f} s: "
+            f"{100 * own / arguments.every:.1f} % every {arguments.every} steps, {100 * own / usual:.2f} % every "
+            f"{usual}; blocks took {wall:+.1f} % of wall, {computed:+.1f} % of computing"
         )
 
 

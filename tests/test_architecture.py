@@ -14,7 +14,8 @@ import aad1
 
 PACKAGE = Path(aad1.__file__).parent
 ROOT = PACKAGE.parent
-LEAVES = ("errors", "files", "limits", "progress", "runtime")  # anyone may import them; they import errors alone
+# Anyone may import them; they import errors alone.
+LEAVES = ("errors", "files", "limits", "progress", "runtime", "stopwatch")
 ORDER = (
     "flow",
     "data",

@@ -676,6 +676,29 @@ def test_distill_refuses_at_once_a_later_stages_run(mistake: Mistakes, prepared:
     assert not (tmp_path / "run" / "clips").exists()
 
 
+@pytest.mark.parametrize(
+    ("window", "message"), [("2:1", "give FIRST:LAST"), ("1:2", "ode_init has 1 steps; give steps up to 1")]
+)
+def test_a_window_that_no_stage_reaches(
+    mistake: Mistakes, prepared: Prepared, tmp_path: Path, window: str, message: str
+) -> None:
+    for command in (["train", "ode_init"], ["distill"]):
+        line = mistake([*command, *prepared.options(tmp_path / "run"), "--profile", window])
+        assert f"--profile {window}: {message}" in line
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_window_is_looked_into(work: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert main(["train", "ode_init", *work("--profile", "1:1")]) == 0
+    folder = tmp_path / "work" / "ode_init"
+    assert sorted(path.name for path in (folder / "profile").iterdir()) == [
+        "step-1-1.rank-0.json.gz",
+        "step-1-1.rank-0.txt",
+    ]
+    (row,) = read_metrics(folder / "speed.jsonl")
+    assert row["speed/tokens_per_s"] / row["speed/clips_per_s"] == pytest.approx(16 * (1 + (FRAMES - 1) // 4))
+
+
 def test_what_a_resumed_run_may_change(work: Callable[..., list[str]], tmp_path: Path) -> None:
     assert main(["train", "ode_init", *work()]) == 0
     more = ["--ode_init.steps=2", "--ode_init.optimizer.lr=1e-5", "--ode_init.log_every=1", "--data.validation=1"]

@@ -19,7 +19,6 @@ from aad1.files import write_atomic
 from aad1.planning import (
     CAPTIONS,
     GB,
-    GPUS,
     Costs,
     Memory,
     Plan,
@@ -33,6 +32,7 @@ from aad1.planning import (
     remedies,
 )
 from aad1.progress import Progress
+from aad1.training.gpus import GPUS
 
 DOES_NOT_FIT = 3  # exit code
 WIDEST = 100  # columns of the tables: a narrower terminal wraps lines rather than lose digits

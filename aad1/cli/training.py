@@ -13,7 +13,12 @@ from aad1.assembly import Assembly, assembled, new_folder
 from aad1.cli.options import Install, Out, RecipeName, ResumeFlag, out_of, recipe_of, say
 from aad1.data.team import restarted
 from aad1.demo import Demo, DemoConfig
+from aad1.training.profiling import window_of
 from aad1.workspace import Workspace
+
+Profile = Annotated[
+    str | None, arg(metavar="FIRST:LAST", help="steps of each stage to look into with torch's profiler, on rank 0")
+]
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,12 @@ class Train:
     out: Out = None
     resume: ResumeFlag = False
     install: Install = False
+    profile: Profile = None
 
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
         recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
-        with assembled(recipe, workspace) as assembly:
+        with assembled(recipe, workspace, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
             made = assembly.train(self.stage, _goes_on(assembly, self.resume))
@@ -78,11 +84,12 @@ class Distill:
     out: Out = None
     resume: ResumeFlag = False
     install: Install = False
+    profile: Profile = None
 
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
         recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
-        with assembled(recipe, workspace) as assembly:
+        with assembled(recipe, workspace, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
             made = assembly.distill(_goes_on(assembly, self.resume))

@@ -43,14 +43,19 @@ def adapted(backbone: CausalWanTransformer3DModel, config: AdapterConfig) -> Cau
         UserError: when peft is not installed.
     """
     peft = _peft()
-    shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
-    model = copy.deepcopy(backbone, shared)  # modules anew, tensors the same
+    model = sharing(backbone)
     lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=TARGETS, lora_dropout=0.0)
     peft.inject_adapter_in_model(lora, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return model
+
+
+def sharing(backbone: CausalWanTransformer3DModel) -> CausalWanTransformer3DModel:
+    """Another model of the same parameters: modules anew, tensors the same. What is hooked to one, the other lacks."""
+    shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
+    return copy.deepcopy(backbone, shared)
 
 
 def _peft() -> Any:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from aad1.errors import UserError
 from aad1.parallel.watch import Whereabouts
+from aad1.stopwatch import COMMUNICATION, timed
 
 Said = TypeVar("Said")
 
@@ -58,7 +59,8 @@ class Crew:
         if self.control is None:
             return [value]
         heard: list[Any] = [None] * self.ranks
-        dist.all_gather_object(heard, value, group=self.control)
+        with timed(COMMUNICATION):
+            dist.all_gather_object(heard, value, group=self.control)
         return heard
 
     def tell(self, value: Said) -> Said:
@@ -66,13 +68,15 @@ class Crew:
         if self.control is None:
             return value
         said = [value]
-        dist.broadcast_object_list(said, src=0, group=self.control)
+        with timed(COMMUNICATION):
+            dist.broadcast_object_list(said, src=0, group=self.control)
         return said[0]
 
     def meet(self) -> None:
         """Wait for all others."""
         if self.control is not None:
-            dist.barrier(group=self.control)
+            with timed(COMMUNICATION):
+                dist.barrier(group=self.control)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so for any process."""

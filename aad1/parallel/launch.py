@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from aad1.data.team import Team
+from aad1.files import write_errors
 from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.meeting import Store, meet
 from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
@@ -130,8 +131,9 @@ def require_shared(crew: Crew, folder: Path) -> None:
 
     def write() -> None:
         if crew.leads:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
+            with write_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                probe.touch()
 
     crew.agree(write)
     blind = [rank for rank, sees in enumerate(crew.gather(probe.exists())) if not sees]

@@ -30,11 +30,14 @@ from aad1.errors import UserError
 from aad1.limits import Count, Natural, Positive
 from aad1.models.causal_wan import CausalWanBlock, CausalWanTransformer3DModel
 from aad1.parallel.crew import ALONE, Crew
+from aad1.parallel.passes import told_apart, watch_passes
 from aad1.parallel.ulysses import spread_sequences
+from aad1.stopwatch import CRITIC, ROLLOUT, SCORE
 
 Role = Literal["generator", "fake_score", "critic", "teacher"]
 ROLES: tuple[Role, ...] = get_args(Role)
 ALSO_CALLED = ("extend", "advance")  # methods that compute as ``forward`` does
+PHASE_OF: dict[Role, str] = {"generator": ROLLOUT, "teacher": SCORE, "fake_score": SCORE, "critic": CRITIC}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +121,10 @@ class Placement:
             warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
             self.split_blocks(module, role)
             self._split(module, role)
-            for name in ALSO_CALLED:
-                if hasattr(module, name):
-                    register_fsdp_forward_method(module, name)
-        return module
+            for name in _also_called(module):
+                setattr(module, name, told_apart(getattr(module, name)))
+                register_fsdp_forward_method(module, name)
+        return watched(module, role)
 
     def _split(self, module: nn.Module, role: Role) -> None:
         if self.shards is None:
@@ -143,6 +146,16 @@ class Placement:
 
 
 HERE = Placement()
+
+
+def watched(module: nn.Module, role: Role) -> Any:
+    """Let a running stopwatch know of a network's passes, as ``finish`` does; returns the network."""
+    watch_passes(module, PHASE_OF[role], _also_called(module))
+    return module
+
+
+def _also_called(module: nn.Module) -> list[str]:
+    return [name for name in ALSO_CALLED if hasattr(module, name)]
 
 
 def placed(config: ComputeConfig, grid: Grid, crew: Crew, device: torch.device) -> Placement:

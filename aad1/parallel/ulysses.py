@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from aad1.errors import UserError
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.layout import Layout
+from aad1.stopwatch import COMMUNICATION, timed
 
 FRAME_TOKENS, HEADS = -3, -2  # axes of [.., tokens, heads, head_dim]
 
@@ -150,7 +151,8 @@ def _gathered(x: Tensor, whole: int, group: dist.ProcessGroup) -> Tensor:
     sent = x.new_zeros(max(sizes), *x.shape[:2], *x.shape[3:])
     sent[: x.shape[2]] = x.movedim(2, 0)
     received = [torch.empty_like(sent) for _ in sizes]
-    dist.all_gather(received, sent, group=group)
+    with timed(COMMUNICATION):
+        dist.all_gather(received, sent, group=group)
     return torch.cat([part[:size].movedim(0, 2) for part, size in zip(received, sizes, strict=True)], dim=2)
 
 
@@ -167,6 +169,7 @@ def _exchanged(given: Deal, taken: Deal, group: dist.ProcessGroup, *tensors: Ten
     shapes = [[len(tensors), *shape[: taken.axis], size, *shape[taken.axis :][1:]] for size in taken.sizes]
     lengths = [torch.Size(s).numel() for s in shapes]
     received = sent.new_empty(sum(lengths))
-    dist.all_to_all_single(received, sent, lengths, sent_lengths, group=group)
+    with timed(COMMUNICATION):
+        dist.all_to_all_single(received, sent, lengths, sent_lengths, group=group)
     parts = [part.view(s) for part, s in zip(received.split(lengths), shapes, strict=True)]
     return tuple(torch.cat(one, dim=taken.axis) for one in zip(*parts, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +22,14 @@ from aad1.planning.ledger import TRANSIENT, Ledger, cast, without_contents
 from aad1.planning.published import Configs
 from aad1.recipe import Recipe
 from aad1.training.loop import Stage, Turn
+from aad1.training.memory import AVERAGE, GRADIENTS, OPTIMIZER, WEIGHTS, owners_of, tensors_in
 from aad1.training.player import Player
 from aad1.training.randomness import Draws, generator_for
 from aad1.workspace import Workspace
 
 Precision = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, KEPT = "weights", "gradients", "optimizer", "average", "kept"
-CONTEXT = "context"
+KEPT, CONTEXT = "kept", "context"
 COMPUTING = "computing"  # what weights are cast to for a pass: sharding gathers that block by block
 MAKING, DECODING = "samples", "decoding"  # the two parts of an evaluation
 NOWHERE = Workspace(Path("plan"))  # nothing is read or written
@@ -107,26 +107,6 @@ def stage_cost(recipe: Recipe, configs: Configs, name: str, manner: Manner) -> S
     return StageCost(state, parameters, turns, rounds, update, block, outside)
 
 
-def owners_of(stage: Stage) -> dict[str, nn.Module]:
-    """The networks of a stage by name: its players', then whatever other modules it holds."""
-    owners = {name: player.module for name, player in stage.players.items()}
-    seen = {id(module) for module in owners.values()}
-    for name, module in _modules(stage, ""):
-        if id(module) not in seen:
-            seen.add(id(module))
-            owners[name] = module
-    return owners
-
-
-def _modules(thing: Any, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a stage and the dataclasses in it hold, under the names of their fields."""
-    if isinstance(thing, nn.Module):
-        yield name, thing
-    elif is_dataclass(thing) and not isinstance(thing, type):
-        for field, value in vars(thing).items():
-            yield from _modules(value, field)
-
-
 def _update(ledger: Ledger, player: Player, foreach: bool) -> int:
     """Bytes that a player's update needs for a moment."""
     for optimizer in player.optimizers:
@@ -155,22 +135,14 @@ def _state(ledger: Ledger, stage: Stage, owners: Mapping[str, nn.Module]) -> dic
     for name, module in owners.items():
         claim(WEIGHTS, name, list(_tensors_of([module])))
     for name, player in stage.players.items():
-        claim(OPTIMIZER, name, [v for o in player.optimizers for s in o.state.values() for v in _tensors(s)])
+        claim(OPTIMIZER, name, [v for o in player.optimizers for s in o.state.values() for v in tensors_in(s)])
         claim(AVERAGE, name, list(player.average.values()))
-    claim(KEPT, stage.name, list(_tensors(stage.state_dict())))
+    claim(KEPT, stage.name, list(tensors_in(stage.state_dict())))
     return found
 
 
 def _tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     return (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
 
 
 def _parameters(owners: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:

@@ -19,28 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from aad1.training.operations import operations_of
 
 aten = torch.ops.aten
 META = torch.device("meta")  # where tensors have no contents
 TRANSIENT = "transient"  # what nobody has laid claim to: activations and temporaries
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
-    """The scores once more, then the gradients of scores, queries, keys and values: five products for two."""
-    return sdpa_flop_count(query.shape, key.shape, value.shape) * 5 // 2
-
-
-# What torch's own table lacks: attention's kernels for a CPU.
-FORMULAS: dict[Any, Any] = {
-    **flop_registry,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 class Peak(NamedTuple):
@@ -73,8 +57,7 @@ class Ledger(TorchDispatchMode):
         if func is aten.index.Tensor and args[0].is_meta and args[1][0].dtype == torch.bool:
             return _all_of(*args)
         out = func(*args, **(kwargs or {}))
-        if formula := FORMULAS.get(func.overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        self.flops += operations_of(func, args, kwargs or {}, out)
         self.claim(TRANSIENT, pytree.tree_leaves(out), anew=False)
         return out
 

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from aad1.errors import UserError, nearest
 from aad1.parallel.placement import ComputeConfig, grid_of
 from aad1.planning.costs import Precision
+from aad1.training.gpus import GPUS
 
 GB = 10**9
-
-
-class Gpu(NamedTuple):
-    """Memory in GB and floating-point operations a second, dense, of the makers' data sheets."""
-
-    memory: float
-    bfloat16: float
-    float32: float
-
-
-GPUS = {
-    "h100": Gpu(80, 989e12, 67e12),
-    "h200": Gpu(141, 989e12, 67e12),
-    "h20": Gpu(96, 148e12, 44e12),
-    "a100": Gpu(80, 312e12, 19.5e12),
-    "b200": Gpu(180, 2250e12, 75e12),
-    "l40s": Gpu(48, 362e12, 91.6e12),
-    "rtx4090": Gpu(24, 165e12, 82.6e12),
-}
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from aad1.planning.costs import AVERAGE, DECODING, KEPT, MAKING, OPTIMIZER, WEIGHTS, Manner, Pass, Precision, StageCost
+from aad1.planning.costs import DECODING, KEPT, MAKING, Manner, Pass, Precision, StageCost
 from aad1.planning.machine import Machine
 from aad1.planning.preparing import JobCost
 from aad1.training.loop import LoopConfig
+from aad1.training.memory import AVERAGE, OPTIMIZER, WEIGHTS
 from aad1.training.share import pieces
 
 MASTER = 4  # bytes of a float32 gradient
@@ -157,9 +158,9 @@ class Spread:
         )
 
     def _disk(self) -> float:
-        """Checkpoints: those that stay, and the one that is being written."""
+        """Checkpoints: the last ones, the best, and the one that is being written."""
         learning = sum(learns for _, learns in self.cost.parameters.values()) * MASTER
-        return (self.config.keep + 1) * (learning + sum(map(self.cost.held, (OPTIMIZER, AVERAGE, KEPT))))
+        return (self.config.keep + 2) * (learning + sum(map(self.cost.held, (OPTIMIZER, AVERAGE, KEPT))))
 
 
 def job_section(name: str, cost: JobCost, machine: Machine, precision: Precision) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -75,6 +76,12 @@ class Trajectories(Stored[TrajectoryBatch]):
     """Teacher trajectories of a store."""
 
     tensor, batch = "points", TrajectoryBatch
+
+
+def tokens_of(patch: Sequence[int], batch: ClipBatch | TrajectoryBatch) -> int:
+    """Tokens of a batch's clips, as a transformer with patches of this size (frames, height, width) sees them."""
+    clips = batch.latents if isinstance(batch, ClipBatch) else batch.points[:, 0]
+    return len(clips) * math.prod(side // p for side, p in zip(clips.shape[2:], patch, strict=True))
 
 
 def roll_batch(

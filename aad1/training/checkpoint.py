@@ -22,6 +22,7 @@ import torch.distributed as dist
 from aad1.errors import UserError
 from aad1.files import sync, write_atomic
 from aad1.parallel.crew import ALONE, Crew
+from aad1.stopwatch import unwatched
 from aad1.training.tensor_files import HostCopies, first_misfit, joined, kinds_in, parted, read_into, write_spread
 
 FORMAT = 4
@@ -79,7 +80,7 @@ class Checkpoints:
     def __post_init__(self) -> None:
         group = dist.new_group(backend="gloo") if self.crew.control is not None else None
         self._threads_crew = replace(self.crew, control=group)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=unwatched)
 
     # --- saving -------------------------------------------------------------------------------
 

@@ -26,11 +26,14 @@ from aad1.limits import Count, Natural
 from aad1.parallel.crew import ALONE, Crew
 from aad1.parallel.watch import Doing
 from aad1.progress import Progress
+from aad1.stopwatch import BACKWARD, DATA, EVALUATION, SAVING, UPDATE, Stopwatch, clock_of, running, timed
 from aad1.training.checkpoint import Checkpoints, Found
-from aad1.training.metrics import MetricsLog
+from aad1.training.metrics import SPEED, MetricsLog
 from aad1.training.player import Player
+from aad1.training.profiling import Profiling, Window
 from aad1.training.randomness import Draws, generator_for
 from aad1.training.share import pieces
+from aad1.training.speed import UNKNOWN, Scale, Speed, shown
 from aad1.training.tensor_files import write_tensors
 
 CHECKPOINTS = "checkpoints"
@@ -147,8 +150,8 @@ class Preempted(Interrupted):
 class Run:
     """One stage's training in one folder, by one process or by each of a ``crew``.
 
-    ``resume`` goes on from the last readable checkpoint, or begins where there is none yet. Raises
-    UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
+    ``resume`` goes on from the last readable checkpoint, or begins where there is none yet; ``profile``: steps to look
+    into. Raises UserError when ``folder`` holds an earlier run and ``resume`` is not asked for, when none of its
     checkpoints is readable, when the crew cannot share a turn's samples, or when a loss stops being finite (the batch
     is saved first); Interrupted after Ctrl-C, Preempted after SIGTERM or SIGUSR1.
     """
@@ -159,6 +162,8 @@ class Run:
     seed: int
     resume: bool = False
     crew: Crew = ALONE
+    scale: Scale = UNKNOWN
+    profile: Window | None = None
 
     def __post_init__(self) -> None:
         self.pieces = pieces(self.config.batch, self.config.accumulate, self.crew.group, self.crew.groups)
@@ -187,13 +192,24 @@ class Run:
         with ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             self._start()
+            device = next(p.device for player in self.stage.players.values() for p in player.parameters.values())
+            watch = stack.enter_context(running(Stopwatch(clock_of(device))))
+            self.speed = Speed(self.stage, self.crew, watch, device, self.scale)
             log = stack.enter_context(MetricsLog(self.folder, self.step) if self.crew.leads else nullcontext())
+            pace = stack.enter_context(self._speed_log() if self.crew.leads else nullcontext())
             bar = stack.enter_context(
                 Progress(self.stage.name, self.config.steps, done=self.step, unit="step", shown=self.crew.leads)
             )
+            looking = self.profile if self.crew.leads else None
+            profiling = Profiling(looking, self.step, self.folder / "profile", self.crew.rank, watch, bar.print)
+            stack.callback(lambda: profiling.finish(self.step))
             stopping = stack.enter_context(_stop_signals(self.crew.leads))
+            first = self.step + 1
             while self.step < self.config.steps and not self.finished:
+                profiling.begins(self.step + 1)
                 self._one_step(log, bar)
+                profiling.ended(self.step)
+                self._tell_speed(pace, bar, begun=self.step == first)
                 self.checkpoints.poll()
                 if heard := {number for seen in self.crew.gather(stopping) for number in seen}:
                     self.save()
@@ -207,6 +223,10 @@ class Run:
         """All processes give what they hold, the leader writes; what goes wrong there is said by all."""
         with write_errors(self.folder / "final"):
             return self.stage.export(self.folder / "final")
+
+    def _speed_log(self) -> MetricsLog:
+        # A folder of events of its own: TensorBoard follows one file of each.
+        return MetricsLog(self.folder, self.step, SPEED, "tensorboard/speed")
 
     def _start(self) -> None:
         if not self.resume:
@@ -239,7 +259,8 @@ class Run:
         """Begin to write a checkpoint of this moment, unless there is one; ``checkpoints.wait`` waits for it."""
         if self._saved != self.step:
             self._note("save")
-            self.checkpoints.save(self.step, self._state())
+            with timed(SAVING):
+                self.checkpoints.save(self.step, self._state())
             self._saved = self.step
 
     def _one_step(self, log: MetricsLog | None, bar: Progress) -> None:
@@ -264,6 +285,18 @@ class Run:
         if _due(self.step, self.config.save_every) or ended or self.checkpoints.is_best(self.step):
             self.save()
 
+    def _tell_speed(self, log: MetricsLog | None, bar: Progress, begun: bool) -> None:
+        """Log how fast it goes where metrics are logged, and after the first step; what it holds, less often."""
+        self.speed.stepped()
+        last = self.finished or self.step == self.config.steps
+        holds = begun or last or _due(self.step, self.config.evaluate_every)
+        if not (holds or _due(self.step, self.config.log_every)):
+            return
+        row = self.speed.row(with_memory=holds)
+        bar.advance(0, **shown(row))
+        if log is not None:
+            log.write(self.step, row)
+
     def _turn(self, index: int, name: str) -> dict[str, float]:
         """One player's update over this process's part of ``accumulate`` micro-batches; their metrics are averaged."""
         everyones = [self.sampler.next(self.config.batch) for _ in range(self.config.accumulate)]
@@ -274,17 +307,22 @@ class Run:
             stream = generator_for(self.seed, self.stage.name, TURNS, self.step, index, piece.micro)
             noise = Draws(stream, self.config.batch, piece.first)
             self._note("data", name)
-            batch = self.stage.dataset.read(indices)
+            with timed(DATA):
+                batch = self.stage.dataset.read(indices)
             self._note("loss", name)
-            loss = self.stage.loss(Turn(name, self.step), batch, noise)
-            if trouble is None and not torch.isfinite(loss.value):
-                trouble = self._diverged(name, [indices], f"loss is {float(loss.value.detach())}")
-            (loss.value / len(self.pieces)).backward()
+            with self.speed.micro_batch(name, batch, piece.size):
+                loss = self.stage.loss(Turn(name, self.step), batch, noise)
+                if trouble is None and not torch.isfinite(loss.value):
+                    trouble = self._diverged(name, [indices], f"loss is {float(loss.value.detach())}")
+                with timed(BACKWARD):
+                    (loss.value / len(self.pieces)).backward()
             _collect(found, {"loss": float(loss.value.detach()), **loss.metrics})
         self._note("update", name)
         self.crew.refuse(self.crew.gather(trouble))
         try:
-            norms = self.stage.players[name].step(self.step / self.config.steps)
+            self.speed.before_update(name)
+            with timed(UPDATE):
+                norms = self.stage.players[name].step(self.step / self.config.steps)
         except FloatingPointError as error:  # the norm is that of all processes' gradients: each of them is here
             self.crew.refuse(self.crew.gather(self._diverged(name, drawn, str(error))))
             raise
@@ -297,6 +335,7 @@ class Run:
     def _evaluate(self) -> dict[str, float]:
         self._note("evaluate")
         with ExitStack() as stack:
+            stack.enter_context(timed(EVALUATION))
             stack.enter_context(torch.no_grad())
             for player in self.stage.players.values():
                 stack.enter_context(player.averaged())

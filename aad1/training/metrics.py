@@ -1,4 +1,8 @@
-"""Where a run's numbers go: one JSON line a step, and TensorBoard where it is installed."""
+"""Where a run's numbers go: one JSON line a step, and TensorBoard where it is installed.
+
+``metrics.jsonl`` holds what is learnt, which is the same however a run is broken and resumed; ``speed.jsonl`` what the
+machine did, which never is.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,24 @@ from typing import Any
 
 from aad1.errors import UserError
 
+METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
+
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and to TensorBoard event files in ``tensorboard/``.
+    """Appends to a file of ``folder`` and to TensorBoard event files in ``board``.
 
     When a run resumes at ``step``, lines of later steps (written after the last checkpoint) are cut
     off, so that the file of a resumed run reads like that of an unbroken one. Raises UserError when
     they cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, step: int, file: str = METRICS, board: str = "tensorboard") -> None:
+        self.path = folder / file
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
             self._drop_after(step)
             self._file = self.path.open("a")
-        self._board = _tensorboard(folder / "tensorboard", step)
+        self._board = _tensorboard(folder / board, step)
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -71,7 +77,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Every row of a ``metrics.jsonl``."""
+    """Every row of a ``metrics.jsonl`` or ``speed.jsonl``."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

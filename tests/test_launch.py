@@ -1,0 +1,94 @@
+"""What processes must have alike before the first step, and that one of them says on one line what is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from ranks import on_ranks
+
+from aad1.cli import main
+from aad1.parallel.crew import Crew, SharedError
+from aad1.parallel.launch import require_alike, require_shared, software
+
+
+def said(act: object, *given: object) -> str:
+    """What is refused on this rank; every rank calls it."""
+    crew = Crew(dist.get_rank(), dist.get_world_size(), control=dist.group.WORLD)
+    try:
+        act(crew, *given)  # type: ignore[operator]
+    except SharedError as error:
+        return str(error)
+    return ""
+
+
+def compared() -> list[str]:
+    rank = dist.get_rank()
+    facts = [{"code": "a", "recipe": "b"}, {"code": "a", "recipe": "c" if rank == 1 else "b"}]
+    return [said(require_alike, values) for values in (*facts, software())]
+
+
+def test_ranks_with_another_recipe_are_named(tmp_path: Path) -> None:
+    for heard in on_ranks(compared, 3, tmp_path):
+        assert heard == ["", "rank 1 of 3 has another recipe than rank 0 (c, not b); give every process the same", ""]
+
+
+def looked(folder: Path, blind: int | None) -> str:
+    if dist.get_rank() == blind:
+        Path.exists = lambda path, **given: False  # type: ignore[assignment, method-assign]
+    return said(require_shared, folder)
+
+
+@pytest.mark.parametrize("blind", [None, 1])
+def test_a_folder_that_a_rank_does_not_see_is_refused(tmp_path: Path, blind: int | None) -> None:
+    heard = on_ranks(looked, 2, tmp_path, tmp_path / "out", blind)
+    refusal = (
+        f"rank 1 of 2 does not see what rank 0 writes into {tmp_path}/out; give -o a folder that all machines share"
+    )
+    assert heard == ["" if blind is None else refusal] * 2
+    assert list((tmp_path / "out").iterdir()) == [], "the probe is gone"
+
+
+def unwritable(folder: Path) -> str:
+    return said(require_shared, folder / "file" / "below")
+
+
+def test_a_folder_that_the_leader_cannot_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    first, second = on_ranks(unwritable, 2, tmp_path, tmp_path)
+    assert first == second
+    assert "file" in first
+    assert "Errno" not in first
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--compute.context", "3"], "x context 3 do not make 2 processes"),
+        (["--ode_init.batch", "1", "--ode_init.accumulate", "3"], "cannot be dealt to 2 groups"),
+    ],
+)
+def test_one_rank_says_on_one_line_what_is_refused(words: list[str], told: str, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    small = ["--data.clips", "4", "--data.validation", "1", "--trajectories.count", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "aad1", "distill", "--recipe", "tiny", "-o", str(tmp_path / "out"), *small, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("aad1: ")]
+    assert done.returncode != 0
+    assert len(lines) == 1, done.stderr
+    assert told in lines[0]
+    assert not list((tmp_path / "out").glob("*")), "nothing was made before it was refused"
+
+
+def test_one_process_alone_fills_no_larger_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ode_init", "--recipe", "tiny", "-o", str(tmp_path), "--compute.context", "2"]) == 2
+    assert "do not make 1 processes" in capsys.readouterr().err
