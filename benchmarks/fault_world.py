@@ -217,3 +217,11 @@ def stepping(world: World, out: str) -> Callable[[], bool]:
         return now > least
 
     return stepped
+
+
+def alive(pid: int) -> bool:
+    """Whether a process computes; one that has ended may wait for its parent to take note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

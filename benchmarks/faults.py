@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fault_world import RANKS, Launched, World, anew, stepping
+from fault_world import RANKS, Launched, World, alive, anew, stepping
 from safetensors.torch import load_file, save_file
 
 from aad1.workspace import DISTILLATION
@@ -34,6 +34,7 @@ Outcome = dict[str, Any]
 TRAIN = ("train", "ode_init")
 DISK = 100_000  # bytes a file may have when the disk is "full": a log's, not a checkpoint's
 KILLS = 20
+HANDLES_MORE = ("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",)
 
 
 def steps_made(world: World, launched: Launched, out: str, count: int) -> None:
@@ -215,26 +216,26 @@ def dead_data_worker(world: World) -> Outcome:
 
 
 def preemption(world: World) -> Outcome:
-    """SIGTERM to torchrun, SIGUSR1 to one rank, Ctrl-C once and twice, mid-training; then --resume."""
-    expected = world.weights(world.unbroken(*TRAIN, steps=60), "ode_init")
+    """SIGTERM, SIGUSR1 or Ctrl-C to torchrun, SIGUSR1 or Ctrl-C twice to a rank, mid-training; then --resume."""
+    expected = world.weights(world.unbroken(*TRAIN))
     found: Outcome = {}
     ways: dict[str, tuple[tuple[int, int | None], ...]] = {
         "SIGTERM to torchrun": ((signal.SIGTERM, None),),
         "SIGUSR1 to rank 1": ((signal.SIGUSR1, 1),),
-        "SIGUSR1 to torchrun": ((signal.SIGUSR1, None),),
+        "SIGUSR1 to torchrun, which handles it": ((signal.SIGUSR1, None),),
         "Ctrl-C": ((signal.SIGINT, None),),
         "Ctrl-C twice": ((signal.SIGINT, 0), (signal.SIGINT, 0)),
     }
     for number, (name, signals) in enumerate(ways.items()):
         out = world.fresh(f"preempted-{number}")
-        launched = world.start(out, *TRAIN, steps=60)
+        launched = world.start(out, *TRAIN, by=HANDLES_MORE if "handles" in name else ())
         steps_made(world, launched, out, 5)
         began = time.monotonic()
         for which, rank in signals:
             launched.signal(which, rank)
         code, seconds = launched.end(), round(time.monotonic() - began, 1)
         reached = [path.name for path in world.checkpoints(out)]
-        again = world.run(out, *TRAIN, "--resume", steps=60)
+        again = world.run(out, *TRAIN, "--resume")
         found[name] = {
             "exit of torchrun": code,
             "exits of ranks": launched.exits,
@@ -271,8 +272,30 @@ def preemption_elsewhere(world: World) -> Outcome:
     return found
 
 
+def lost_torchrun(world: World) -> Outcome:
+    """SIGKILL of torchrun itself mid-training, which leaves its processes behind; then --resume."""
+    expected = world.weights(world.unbroken(*TRAIN))
+    out = world.fresh("orphans")
+    launched = world.start(out, *TRAIN)
+    steps_made(world, launched, out, 5)
+    orphans = launched.ranks.values()
+    began = time.monotonic()
+    launched.signal(signal.SIGKILL)
+    launched.end()
+    while any(map(alive, orphans)):
+        time.sleep(0.05)
+    ended = round(time.monotonic() - began, 1)
+    again = world.run(out, *TRAIN, "--resume")
+    return {
+        "said": launched.lines,
+        "its processes end after s": ended,
+        "then": {"exit": again.code, "same weights": world.weights(out) == expected},
+    }
+
+
 FAULTS: dict[str, Callable[[World], Outcome]] = {
     "lost-rank": lost_rank,
+    "lost-torchrun": lost_torchrun,
     "hang": hang,
     "nan": nan,
     "spike": spike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -201,6 +202,24 @@ def test_without_a_store_a_process_is_ended_for_its_own_sake(
     with watched(here, 1, 2, DictStore(broken=True), TIMEOUT):
         wait_for(ended)
     assert "rank 1 of 2 has not moved for 1 s: toy, step 2, one's turn (loss)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["store", "no store"])
+def test_without_its_launcher_a_run_ends_and_says_so_once(
+    ended: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    parent = [os.getppid()]
+    monkeypatch.setattr(watch.os, "getppid", lambda: parent[0])
+    store = DictStore(broken=broken)
+    with ExitStack() as stack:
+        for rank in range(2):
+            stack.enter_context(watched(Whereabouts(), rank, 2, store, TIMEOUT, parent[0]))
+        time.sleep(TIMEOUT)
+        assert not ended
+        parent[0] = 1
+        wait_for(ended, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "aad1: what started this run has ended, so the run ends too; go on with --resume"
 
 
 @pytest.mark.parametrize("doing", ["prepare", "evaluate", "save"])

@@ -53,11 +53,12 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
             yield placed(config, grid_of(config, 1), crew, device)
         return
     rank, ranks = team.rank or 0, team.ranks
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None  # of others the parent may leave
     store, notes = _stores(rank, ranks, config.timeout)
     with (
         _losses_told(notes),
         _group(device, config, store, rank, ranks) as crew,
-        watched(crew.where, rank, ranks, notes, config.timeout),
+        watched(crew.where, rank, ranks, notes, config.timeout, launcher),
     ):
         grid = crew.agree(lambda: grid_of(config, ranks))
         yield placed(config, grid, crew, device)

@@ -85,14 +85,19 @@ class Note:
 
 
 @contextmanager
-def watched(here: Whereabouts, rank: int, ranks: int, store: Store, timeout: float) -> Iterator[None]:
+def watched(
+    here: Whereabouts, rank: int, ranks: int, store: Store, timeout: float, launcher: int | None = None
+) -> Iterator[None]:
     """Watch over a run for as long as the block lasts; every process of it does.
 
     When this process has not moved for as long as it may, or another does not answer for ``timeout`` seconds, one
     process says on one line which the others wait for and where they are, and all end with exit code 1. ``store`` is
     this thread's own, with keys that the processes of this run share and nobody else uses.
+
+    launcher: a parent process without which this one has no place in the run; when that dies this one ends too, so that
+    a run that is begun anew is alone in its folder.
     """
-    watch = _Watch(here, rank, ranks, store, timeout)
+    watch = _Watch(here, rank, ranks, store, timeout, launcher)
     thread = threading.Thread(target=watch.run, name="watch", daemon=True)
     thread.start()
     try:
@@ -119,6 +124,7 @@ class _Watch:
     ranks: int
     store: Store
     timeout: float
+    launcher: int | None
     over: threading.Event = field(default_factory=threading.Event)
     beats: int = 0
     clock: float = 0.0
@@ -139,6 +145,8 @@ class _Watch:
             self.clock += min(now - before, 2 * self.beat)
             before = now
             self._publish()
+            if self.launcher not in (None, os.getppid()):
+                self._end_without_launcher()
             if self._overdue() or self._silent():
                 self._end_unless_it_moves()
         self._publish(left=True)
@@ -198,11 +206,23 @@ class _Watch:
         noticing = [rank for rank, note in notes.items() if note.overdue and rank not in silent]
         if noticing and noticing[0] != self.rank:
             self._beat_on(LAST_WORD)
-        if first_to_say(self.store):
-            print(f"aad1: {verdict(notes, silent, self.ranks)}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # the main thread will never return from where it waits
+        _end(verdict(notes, silent, self.ranks) if first_to_say(self.store) else None)
+
+    def _end_without_launcher(self) -> None:
+        try:
+            first = self.store.add(SAID, 1) == 1
+        except RuntimeError:  # it was the launcher's
+            first = self.rank == 0
+        _end("what started this run has ended, so the run ends too; go on with --resume" if first else None)
+
+
+def _end(line: str | None) -> None:
+    """End this process from its thread, with a last line."""
+    if line is not None:
+        print(f"aad1: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # the main thread may never return from where it waits
 
 
 def verdict(notes: Mapping[int, Note], silent: Sequence[int], ranks: int) -> str:
