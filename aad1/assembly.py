@@ -267,11 +267,9 @@ class Assembly:
     def _folder_for(self, role: Role | None) -> WanFolder:
         if role is None:
             return self.folder
-        folder = replace(self.folder, prepare=partial(self.placement.split_blocks, role=role))
-        if role in self.recipe.compute.offload:
-            folder = replace(folder, device="cpu")
-        half = role == "teacher" and self.recipe.compute.precision == "bfloat16"  # frozen: it needs no float32 masters
-        return replace(folder, dtype=torch.bfloat16) if half else folder
+        folder = replace(self.folder, prepare=self.placement.split_blocks)
+        frozen = role == "teacher"  # it needs no float32 masters
+        return replace(folder, dtype=DTYPES[self.placement.config.precision]) if frozen else folder
 
     @cached_property
     def backbone(self) -> CausalWanTransformer3DModel:
@@ -380,21 +378,30 @@ class Assembly:
         """The stores of ``what`` and how to fill them."""
         if what == "trajectories":
             source = Denoising(
-                lambda: self.teacher().eval(),
+                self._denoiser,
                 self.text,
                 self.clips,
                 self.recipe.trajectories,
                 self.recipe.seed,
                 self.recipe.negative_prompt,
             )
-            teacher = folder_hash(self.folder.path / "transformer")
-            return [trajectory_work(source, self.workspace.trajectories, teacher)]
+            return [trajectory_work(source, self.workspace.trajectories, self._denoiser_identity)]
         manifest, (training, held_out) = self._manifest(), self._sources()
         both = (
             (training, self.workspace.clips, manifest),
             (held_out, self.workspace.validation, replace(manifest, buckets=())),
         )
         return [clip_work(clips, path, self.encode, m, batch_size=self.recipe.data.batch) for clips, path, m in both]
+
+    def _denoiser(self) -> CausalWanTransformer3DModel:
+        """The teacher that trajectories come of, whole in this process and in the precision of the recipe's passes."""
+        folder = replace(self.folder, dtype=DTYPES[self.recipe.compute.precision])
+        return folder.transformer(CausalWanTransformer3DModel, **self._student_config()).eval()
+
+    @property
+    def _denoiser_identity(self) -> str:
+        precision = self.recipe.compute.precision
+        return folder_hash(self.folder.path / "transformer") + ("" if precision == "float32" else f" in {precision}")
 
     def _sources(self) -> tuple[list[SourceClip], list[SourceClip]]:
         data = self.recipe.data
@@ -508,8 +515,9 @@ class Assembly:
                 f"{store.folder} holds {len(store)} trajectories, the recipe wants {wanted.count}: run "
                 "`aad1 prepare trajectories` with this -o to make the others, or lower trajectories.count"
             )
-        teacher = folder_hash(self.folder.path / "transformer")
-        expected = manifest_for(wanted, self.clips, teacher, self.recipe.seed, self.recipe.negative_prompt)
+        expected = manifest_for(
+            wanted, self.clips, self._denoiser_identity, self.recipe.seed, self.recipe.negative_prompt
+        )
         shape = {name: vars(expected)[name] for name in ("encoder", "frames", "size", "buckets", "fps")}
         require(store, **shape, **expected.extra)
         if [store.row(i) for i in range(wanted.count)] != origins_of(self.clips, wanted.count):
@@ -559,7 +567,7 @@ class Assembly:
 
     @property
     def _roll(self) -> ClipRollout:
-        return roll_clip_replayed if self.recipe.compute.replay else roll_clip
+        return roll_clip_replayed if self.placement.config.replay else roll_clip
 
     def _before(self, name: str) -> str:
         """The stage whose student ``name`` begins with."""
@@ -673,7 +681,7 @@ class Assembly:
     @user_errors()
     def preflight(self, resume: bool) -> None:
         """Refuse at once what a later stage would refuse after hours: its run, critic layers, rates of no parameter."""
-        for name in DISTILLATION:
+        for name in DISTILLATION if self.placement.crew.leads else ():  # it hashes the whole Wan folder
             if has_run(folder := self.workspace.run(name)):
                 self._check_run(folder, name, resume)
         self._sources()

@@ -19,10 +19,12 @@ from test_stages import ADAM, AVERAGED, LEVELS, TAU, NothingToShow, clips, guard
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from aad1.data.team import ALONE as TEAM_OF_ONE
 from aad1.errors import UserError
 from aad1.models.adapters import AdapterConfig, adapted, sharing
 from aad1.models.critic import Critic
 from aad1.parallel.crew import Crew
+from aad1.parallel.launch import joined
 from aad1.parallel.placement import HERE, ComputeConfig, Grid, Placement, Role, grid_of, placed
 from aad1.rollout import ClipRollout, roll_clip, roll_clip_replayed
 from aad1.stages.adversarial import AdversarialConfig, AdversarialStage, CriticConfig
@@ -285,3 +287,24 @@ def test_a_grid_that_does_not_fit_is_refused_with_what_would(config: dict[str, i
         grid_of(ComputeConfig(**config), ranks)
     for product in map(int, str(error.value).rpartition("one of ")[2].split(", ")):
         assert grid_of(ComputeConfig(context=product), ranks).context == product
+
+
+# --- half precision --------------------------------------------------------------------------
+
+
+def test_one_process_alone_computes_in_bfloat16_with_float32_weights(
+    tmp_path: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    with joined(ComputeConfig(precision="bfloat16"), TEAM_OF_ONE, torch.device("cpu")) as placement:
+        made = {name: trained(name, placement, tmp_path / name, **BATCHES[name]) for name in METHOD}
+        critic = placement.finish(Critic(network(2), (0, 1)), "critic")
+        logits = critic(clips().tensors[0], torch.full((4, 5), 0.5), text_of(4))
+    assert logits.dtype == torch.float32, "Eq. 10 is of small differences of logits"
+    for name, found in made.items():
+        row, expected = found["rows"][-1], alone[name]["rows"][-1]
+        losses = [key for key in expected if key.endswith("/loss")]
+        assert losses
+        for key in losses:
+            assert row[key] == pytest.approx(expected[key], rel=0.1), f"stage {name}: {key}"
+            assert row[key] != expected[key], "something was computed in another precision"
+        assert all(gradient.dtype == np.float32 for gradient in found["gradients"].values())

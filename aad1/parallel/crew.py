@@ -25,10 +25,10 @@ class SharedError(UserError):
 class LostProcess(Exception):
     """Another process of the run has ended; ``first``: whether this one is to say so."""
 
-    def __init__(self, first: bool) -> None:
+    def __init__(self, first: bool, seen: str) -> None:
         super().__init__(
             "another process of this run has ended, its own message says why; go on with --resume (torchrun "
-            "--max-restarts does that by itself)"
+            f"--max-restarts does that by itself); what was seen here: {seen}"
         )
         self.first = first
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from aad1.data.team import Team
+from aad1.errors import UserError
 from aad1.files import write_errors
 from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.meeting import Store, meet
@@ -28,6 +29,7 @@ from aad1.parallel.watch import LATER, first_to_say, watched
 PACKAGE = Path(__file__).parents[1]
 LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
 STORE_ANSWERS = timedelta(seconds=30)
+REASON = 160  # characters of what a collective says of a loss
 ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one process is split over itself
 
 
@@ -47,6 +49,7 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
         yield Placement(config, device=device)
         return
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     if alone:
         with _group(device, config, HashStore(), 0, 1) as crew:
@@ -85,7 +88,14 @@ def _stores(rank: int, ranks: int, patience: float) -> tuple[Any, Store]:
 
     Both are empty at the start. Raises UserError when not all come within ``patience`` seconds.
     """
-    shared, _, _ = next(rendezvous("env://", timeout=STORE_ANSWERS))
+    try:
+        shared, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+    except dist.DistError as error:
+        raise UserError(
+            f"rank {rank} of {ranks} has not met the others in {patience:g} s; check MASTER_ADDR and MASTER_PORT, and "
+            "that every machine has started"
+        ) from error
+    shared.set_timeout(timedelta(seconds=LATER * patience))  # communicators are made when they are first used
     start = meet(shared, rank, ranks, patience)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_ANSWERS)
@@ -100,7 +110,7 @@ def _losses_told(store: Store) -> Iterator[None]:
     except RuntimeError as error:
         if not _of_a_lost_process(error):
             raise
-        raise LostProcess(first_to_say(store)) from error
+        raise LostProcess(first_to_say(store), " ".join(str(error).split())[:REASON]) from error
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:

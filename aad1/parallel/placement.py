@@ -18,10 +18,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
-    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -29,6 +27,7 @@ from torch.distributed.fsdp import (
 from aad1.errors import UserError
 from aad1.limits import Count, Natural, Positive
 from aad1.models.causal_wan import CausalWanBlock, CausalWanTransformer3DModel
+from aad1.models.critic import Critic
 from aad1.parallel.crew import ALONE, Crew
 from aad1.parallel.passes import told_apart, watch_passes
 from aad1.parallel.ulysses import spread_sequences
@@ -47,8 +46,7 @@ class ComputeConfig:
     replicate, shard, context: their product is the number of processes (shard 0: as many as are left); precision: of
     the passes (weights that learn stay float32); checkpointing: roles whose backward recomputes each block; replay: a
     rollout's backward runs its chunks again, so that only one's activations are held at a time; compile: roles whose
-    blocks go through torch.compile; offload: frozen roles whose weights wait in the host's memory; timeout: seconds
-    that a process may wait for another.
+    blocks go through torch.compile; timeout: seconds that a process may wait for another.
     """
 
     replicate: Count = 1
@@ -58,7 +56,6 @@ class ComputeConfig:
     checkpointing: tuple[Role, ...] = ()
     replay: bool = False
     compile: tuple[Role, ...] = ()
-    offload: tuple[Literal["teacher"], ...] = ()
     timeout: Positive = 1800.0
 
 
@@ -97,14 +94,14 @@ class Placement:
     shards: DeviceMesh | None = None
     context: dist.ProcessGroup | None = None
 
-    def split_blocks(self, model: nn.Module, role: Role) -> None:
+    def split_blocks(self, model: nn.Module) -> None:
         """Split the blocks of a transformer over the ranks, those that are not yet.
 
         It is done before weights are read where they can be read in parts, so that no rank holds them all.
         """
         for block in model.modules():
             if isinstance(block, CausalWanBlock) and not isinstance(block, FSDPModule):
-                self._split(block, role)
+                self._split(block)
 
     def finish(self, module: nn.Module, role: Role, whole: bool = False) -> Any:
         """Make a role's complete network ready to train; returns it. whole: leave weights that other roles hold too."""
@@ -119,20 +116,22 @@ class Placement:
         if self.shards is not None and not whole:
             # Keys, values and logits leave as views, which nobody changes in place.
             warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
-            self.split_blocks(module, role)
-            self._split(module, role)
+            self.split_blocks(module)
+            for part in _precise_parts(module):
+                self._split(part, precise=True)
+            self._split(module)
             for name in _also_called(module):
                 setattr(module, name, told_apart(getattr(module, name)))
                 register_fsdp_forward_method(module, name)
         watch_passes(module, PHASE_OF[role], _also_called(module))
         return module
 
-    def _split(self, module: nn.Module, role: Role) -> None:
+    def _split(self, module: nn.Module, precise: bool = False) -> None:
         if self.shards is None:
             return
         frozen = {p for p in module.parameters() if not p.requires_grad}
         learns = any(p.requires_grad for p in module.parameters())
-        half = torch.bfloat16 if self.config.precision == "bfloat16" else None
+        half = torch.bfloat16 if self.config.precision == "bfloat16" and not precise else None
         # Weights are freed after every forward, the root's too: a rollout without gradient has no backward to do it,
         # and the next one would read what the optimizer has changed meanwhile. What a network needs in float32
         # (levels, modulation) it casts itself.
@@ -142,11 +141,20 @@ class Placement:
             reshard_after_forward=True,
             mp_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False),
             ignored_params=frozen if learns else None,  # of adapters: the backbone that several roles share stays whole
-            offload_policy=CPUOffloadPolicy() if role in self.config.offload else OffloadPolicy(),
         )
 
 
 HERE = Placement()
+
+
+def _precise_parts(module: nn.Module) -> list[nn.Module]:
+    """What computes in float32 in every precision: embedded noise levels, and how a critic makes a logit of features.
+
+    Eq. 10 is of the square of small differences of logits, which bfloat16 would round away.
+    """
+    transformers = (part for part in module.modules() if isinstance(part, CausalWanTransformer3DModel))
+    levels = [transformer.condition_embedder.time_embedder for transformer in transformers]
+    return [*levels, *module.heads, module.norm, module.logit] if isinstance(module, Critic) else levels
 
 
 def _also_called(module: nn.Module) -> list[str]:

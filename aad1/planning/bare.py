@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from aad1.errors import UserError
 from aad1.models.checkpoint_io import Transformer, WanFolder, refuse_misfit
 from aad1.models.text import TextEncoder
 from aad1.models.vae import decode_video, geometry
-from aad1.parallel.placement import Role
+from aad1.parallel.placement import Placement, Role
 from aad1.planning.ledger import META, cast
 from aad1.planning.published import Configs
 from aad1.stages.batches import Trajectories
@@ -128,6 +128,8 @@ class BareAssembly(Assembly):
 
     def __post_init__(self) -> None:
         self.device = META
+        compute = replace(self.recipe.compute, replicate=1, shard=1, context=1, checkpointing=(), compile=())
+        self.placement = Placement(compute, device=META)  # what the plan spreads and checkpoints itself is left out
 
     @cached_property
     def folder(self) -> WanFolder:

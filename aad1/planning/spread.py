@@ -115,8 +115,8 @@ class Spread:
             yield self._work(turn, found, goes, groups, gradients=self._gradients(turn, found))
         evaluations = math.ceil(self.config.steps / (self.config.evaluate_every or self.config.steps))
         copies = self.cost.held(AVERAGE) / machine.shards  # of the weights that averages stand in for
-        for name, clips in ((MAKING, 1), (DECODING, self.clips)):
-            yield self._work(name, self.evaluation[name], evaluations, clips * machine.groups, copies=copies)
+        yield self._work(MAKING, self.evaluation[MAKING], evaluations, machine.groups, copies=copies)
+        yield self._decoding(self.evaluation[DECODING], evaluations, copies)
         yield self._update()
 
     def _work(self, name: str, found: Pass, goes: int, groups: int, gradients: float = 0, copies: float = 0) -> Work:
@@ -126,6 +126,12 @@ class Spread:
         forward, backward = found.forward * groups, found.backward * groups
         seconds = goes * self.machine.seconds(forward + backward, self.manner.precision, self.machine.gpus)
         return Work(name, memory, forward, backward, goes, seconds)
+
+    def _decoding(self, found: Pass, goes: int, copies: float) -> Work:
+        """One rank decodes all clips, one after the other, while the others wait."""
+        memory = self._held(0, found.transient, found.context, copies)
+        forward = found.forward * self.clips * self.machine.groups
+        return Work(DECODING, memory, forward, 0, goes, goes * self.machine.seconds(forward, "float32", 1))
 
     def _update(self) -> Work:
         """The moment when the optimizer steps: its operations are nothing beside the passes'."""

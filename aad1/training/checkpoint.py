@@ -7,6 +7,7 @@ number of processes reads what any number wrote.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from aad1.training.tensor_files import HostCopies, first_misfit, joined, kinds_i
 FORMAT = 4
 META, BEST = "meta.json", "best.json"
 WRITING = ".writing-"
+LONGEST_WRITING = timedelta(days=1)  # that processes wait for the slowest disk among them
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Checkpoints:
     _writing: Future[None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        group = dist.new_group(backend="gloo") if self.crew.control is not None else None
+        alone = self.crew.control is None
+        group = None if alone else dist.new_group(backend="gloo", timeout=LONGEST_WRITING)
         self._threads_crew = replace(self.crew, control=group)
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=unwatched)
 
@@ -92,6 +96,7 @@ class Checkpoints:
         """
         self.wait()
         values, tensors = parted(state)
+        values = copy.deepcopy(values)  # a stage goes on adding to its own lists
         # torch's own async_save ends with the last tensor: the digests, the rename and the removal of what is old
         # would need a second thread, and its copying is declared experimental.
         self._writing = self._thread.submit(_write, self, step, values, self._host.of(tensors), self.best)

@@ -191,7 +191,7 @@ class Run:
     def _train(self) -> None:
         with ExitStack() as stack:
             stack.callback(self.checkpoints.close)
-            self._start()
+            self.crew.agree(self._start)
             device = next(p.device for player in self.stage.players.values() for p in player.parameters.values())
             watch = stack.enter_context(running(Stopwatch(clock_of(device))))
             self.speed = Speed(self.stage, self.crew, watch, device, self.scale)
@@ -229,9 +229,10 @@ class Run:
         return MetricsLog(self.folder, self.step, SPEED, "tensorboard/speed")
 
     def _start(self) -> None:
-        if not self.resume:
+        begun = self.crew.tell(has_run(self.folder))  # file systems may show others something older
+        if begun and not self.resume:
             refuse_run(self.folder)
-        elif has_run(self.folder):
+        elif begun:
             last = self.checkpoints.last()
             if last is None:
                 raise UserError(f"no readable checkpoint in {self.folder}; start again into another folder")
