@@ -291,7 +291,7 @@ def lose(folder: Path) -> tuple[str, bool]:
     store = dist.FileStore(str(folder / "lost"), ranks)  # type: ignore[attr-defined]
     crew = Crew(rank, ranks, control=control)
     try:
-        with launch._losses_told(store):
+        with launch._losses_told(store, rank):
             crew.meet()
             if rank == 2:
                 dist.destroy_process_group(control)
