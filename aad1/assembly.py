@@ -194,6 +194,7 @@ def assembled(recipe: Recipe, workspace: Workspace, profile: Window | None = Non
         values = hashlib.sha256(json.dumps(as_dict(recipe), sort_keys=True).encode()).hexdigest()[:12]
         require_alike(placement.crew, {**software(), "recipe": values})
         require_shared(placement.crew, workspace.root)
+        team = replace(team, run=placement.crew.tell(team.run))  # machines begun anew count differently how often
         yield Assembly(recipe, workspace, team, placement, profile)
 
 

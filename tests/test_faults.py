@@ -31,7 +31,7 @@ def test_a_killed_and_preempted_run_ends_with_the_weights_of_an_unbroken_one(tmp
         assert launched.end() == 0, launched.said()
         assert launched.lines[-1].startswith("aad1: saved at step")
         reached = world.steps(out)
-        assert 6 <= reached < 24
+        assert 5 <= reached < 24, "of steps 4 and 6 at least the first was saved"
         again = world.run(out, "train", "ode_init", "--resume")
         assert again.code == 0, again.said()
         assert world.weights(out) == expected

@@ -244,7 +244,7 @@ def seen_on_ranks(folder: Path, jobs: list[tuple[str, dict[str, Any]]]) -> list[
 
 
 def test_waiting_for_others_is_communication_and_work_is_shared(tmp_path: Path) -> None:
-    jobs = [("II", {"shard": 2}), ("III", {"context": 2}), ("II", {"shard": 2, "checkpointing": ("generator",)})]
+    jobs: list[Any] = [("II", {"shard": 2, "checkpointing": ("generator",)}), ("III", {"context": 2})]
     found = on_ranks(seen_on_ranks, 2, tmp_path, tmp_path, jobs)
     on_one = {name: run_of(name, HERE, tmp_path / name) for name in ("II", "III")}
     for (name, compute), *made in zip(jobs, *found, strict=True):
@@ -260,8 +260,9 @@ def test_waiting_for_others_is_communication_and_work_is_shared(tmp_path: Path) 
             late = {kind: count for (kind, phase), count in outside.items() if phase == BACKWARD}
             assert late.keys() <= {"_reduce_scatter_base_", "allreduce_"}, where
             turns = sum(len(alone.stage.turns(step)) for step in range(alone.config.steps))
-            assert late["_reduce_scatter_base_"] == turns * len(alone.pieces) // one["groups"], where  # roots'
-            assert one["heard"]["_reduce_scatter_base_", COMMUNICATION] == 2 * late["_reduce_scatter_base_"], where
+            backwards = turns * len(alone.pieces) // one["groups"]
+            assert late["_reduce_scatter_base_"] == 2 * backwards, where  # of the root, and of what embeds noise levels
+            assert one["heard"]["_reduce_scatter_base_", COMMUNICATION] >= 2 * backwards, where  # of two blocks
         together = [sum(parts) for parts in zip(*(one["operations"] for one in made), strict=True)]
         if "context" in compute:  # each rank has half of the tokens, and all of the text
             assert all(1 < both / one < 1.5 for both, one in zip(together, whole, strict=True)), where

@@ -291,7 +291,7 @@ def lose(folder: Path) -> tuple[str, bool]:
     store = dist.FileStore(str(folder / "lost"), ranks)  # type: ignore[attr-defined]
     crew = Crew(rank, ranks, control=control)
     try:
-        with launch._losses_told(store):
+        with launch._losses_told(store, rank):
             crew.meet()
             if rank == 2:
                 dist.destroy_process_group(control)
@@ -323,12 +323,12 @@ def test_a_hung_collective_and_a_lost_process_are_told_of_once(tmp_path: Path) -
 
 
 def test_the_command_line_says_a_loss_once_and_calls_it_a_fault() -> None:
-    code, line = _verdict(LostProcess(first=True), goes_on=True)
+    code, line = _verdict(LostProcess(first=True, seen="gloo/pair.cc: closed"), goes_on=True)
     assert code == 1
     assert "internal error" not in line
     assert "--resume" in line
-    assert not _another_says(LostProcess(first=True))
-    assert _another_says(LostProcess(first=False))
+    assert not _another_says(LostProcess(first=True, seen="gloo/pair.cc: closed"))
+    assert _another_says(LostProcess(first=False, seen=""))
 
 
 # --- who belongs together --------------------------------------------------------------------

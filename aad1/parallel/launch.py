@@ -59,7 +59,7 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None  # of others the parent may leave
     store, notes = _stores(rank, ranks, config.timeout)
     with (
-        _losses_told(notes),
+        _losses_told(notes, rank),
         _group(device, config, store, rank, ranks) as crew,
         watched(crew.where, rank, ranks, notes, config.timeout, launcher),
     ):
@@ -89,13 +89,12 @@ def _stores(rank: int, ranks: int, patience: float) -> tuple[Any, Store]:
     Both are empty at the start. Raises UserError when not all come within ``patience`` seconds.
     """
     try:
-        shared, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+        shared, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=LATER * patience)))
     except dist.DistError as error:
         raise UserError(
-            f"rank {rank} of {ranks} has not met the others in {patience:g} s; check MASTER_ADDR and MASTER_PORT, and "
-            "that every machine has started"
+            f"rank {rank} of {ranks} has not met the others in {LATER * patience:g} s; check MASTER_ADDR, MASTER_PORT, "
+            "and that every machine has started"
         ) from error
-    shared.set_timeout(timedelta(seconds=LATER * patience))  # communicators are made when they are first used
     start = meet(shared, rank, ranks, patience)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_ANSWERS)
@@ -103,14 +102,15 @@ def _stores(rank: int, ranks: int, patience: float) -> tuple[Any, Store]:
 
 
 @contextmanager
-def _losses_told(store: Store) -> Iterator[None]:
+def _losses_told(store: Store, rank: int) -> Iterator[None]:
     """What the loss of a process looks like to the others becomes LostProcess."""
     try:
         yield
     except RuntimeError as error:
         if not _of_a_lost_process(error):
             raise
-        raise LostProcess(first_to_say(store), " ".join(str(error).split())[:REASON]) from error
+        seen = " ".join(str(error).split())[:REASON]
+        raise LostProcess(first_to_say(store, otherwise=rank == 0), seen) from error
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:

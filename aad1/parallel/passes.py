@@ -27,9 +27,9 @@ def watch_passes(module: nn.Module, phase: str, methods: Sequence[str]) -> None:
     Where it is split, it already is.
     """
     for part in module.modules():
+        if isinstance(part, FSDPModule):
+            _watch_waits(part)
         if part is module or isinstance(part, CausalWanBlock):
-            if isinstance(part, FSDPModule):
-                _watch_waits(part)
             part.register_forward_pre_hook(_entering(phase), prepend=True)
             # A backward that repeats a block leaves it by an exception as soon as it has what it needs.
             part.register_forward_hook(_leaving, always_call=True)

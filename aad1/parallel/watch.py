@@ -107,12 +107,12 @@ def watched(
         thread.join()
 
 
-def first_to_say(store: Store) -> bool:
-    """Whether this process is the first of its run that wants to say why it ends; True where that cannot be asked."""
+def first_to_say(store: Store, otherwise: bool) -> bool:
+    """Whether this process is the first of its run that wants to say why it ends; ``otherwise``: when none can tell."""
     try:
         return store.add(SAID, 1) == 1
     except RuntimeError:
-        return True
+        return otherwise
 
 
 @dataclass
@@ -206,13 +206,10 @@ class _Watch:
         noticing = [rank for rank, note in notes.items() if note.overdue and rank not in silent]
         if noticing and noticing[0] != self.rank:
             self._beat_on(LAST_WORD)
-        _end(verdict(notes, silent, self.ranks) if first_to_say(self.store) else None)
+        _end(verdict(notes, silent, self.ranks) if first_to_say(self.store, otherwise=True) else None)
 
     def _end_without_launcher(self) -> None:
-        try:
-            first = self.store.add(SAID, 1) == 1
-        except RuntimeError:  # it was the launcher's
-            first = self.rank == 0
+        first = first_to_say(self.store, otherwise=self.rank == 0)  # the store was the launcher's
         _end("what started this run has ended, so the run ends too; go on with --resume" if first else None)
 
 
