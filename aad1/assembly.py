@@ -362,13 +362,15 @@ class Assembly:
 
     def _filled(self, what: Prepared, processes: int) -> list[Summary] | None:
         """Fill the stores of ``what`` as this process's place in the team has it; None where another one leads."""
+        crew = self.placement.crew
         if not self.team.leads:
             self.follow(what)
+            crew.meet()
             return None
         helpers = Helpers(partial(_help, self.recipe, self.workspace, what), processes) if processes > 1 else None
         if helpers:
             for_team(self.recipe, Team(0, processes, local=processes - 1, local_ranks=processes))  # GPUs enough?
-        return fill(self.works(what), TITLES[what], team=self.team, helpers=helpers)
+        return fill(self.works(what), TITLES[what], team=self.team, helpers=helpers, await_followers=crew.meet)
 
     @user_errors()
     def follow(self, what: Prepared) -> None:
@@ -673,7 +675,6 @@ class Assembly:
         for name, prepare in (("clips", self.prepare_clips), ("trajectories", self.prepare_trajectories)):
             with phase(name):
                 prepare()
-                self.placement.crew.meet()
         for name in self.way:
             with phase(name):
                 self.train(name, resume=resume and self.workspace.run(name).exists())

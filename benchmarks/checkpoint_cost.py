@@ -19,14 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from plan_accuracy import RealAssembly, random_batch
 
 from aad1.planning.costs import NOWHERE
 from aad1.planning.published import configs_of
 from aad1.progress import Progress
 from aad1.recipe import load_recipe
+from aad1.stopwatch import Stopwatch, clock_of, running
 from aad1.training import checkpoint
 from aad1.training.loop import Run
+from aad1.training.speed import UNKNOWN, Speed
 
 WRITTEN: list[float] = []  # seconds that the thread which writes was computing, a save
 ALONE, BESIDE, WAITED = MODES = ("no saving", "a thread writes", "waited for")
@@ -105,7 +108,9 @@ def main() -> None:
     run = run_of(arguments.stage, arguments.batch, arguments.threads, arguments.folder)
     found: dict[str, list[Block]] = {mode: [] for mode in MODES}
     try:
-        with Progress(arguments.stage, 1, unit="step", shown=False) as bar:
+        cpu = torch.device("cpu")
+        with Progress(arguments.stage, 1, unit="step", shown=False) as bar, running(Stopwatch(clock_of(cpu))) as watch:
+            run.speed = Speed(run.stage, run.crew, watch, cpu, UNKNOWN)
             block(run, bar, 1, WAITED)  # first touches of everything
             for round in range(arguments.rounds):
                 for mode in MODES[round % 3 :] + MODES[: round % 3]:

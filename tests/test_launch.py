@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from ranks import on_ranks
 
+from aad1.assembly import Assembly
 from aad1.cli import main
+from aad1.data.team import Team
 from aad1.parallel.crew import Crew, SharedError
 from aad1.parallel.launch import require_alike, require_shared, software
+from aad1.parallel.placement import Placement
+from aad1.recipe import load_recipe
+from aad1.workspace import Workspace
 
 
 def said(act: object, *given: object) -> str:
@@ -37,19 +43,15 @@ def test_ranks_with_another_recipe_are_named(tmp_path: Path) -> None:
         assert heard == ["", "rank 1 of 3 has another recipe than rank 0 (c, not b); give every process the same", ""]
 
 
-def looked(folder: Path, blind: int | None) -> str:
-    if dist.get_rank() == blind:
-        Path.exists = lambda path, **given: False  # type: ignore[assignment, method-assign]
-    return said(require_shared, folder)
+def looked(folders: tuple[Path, Path]) -> str:
+    return said(require_shared, folders[dist.get_rank()])
 
 
-@pytest.mark.parametrize("blind", [None, 1])
-def test_a_folder_that_a_rank_does_not_see_is_refused(tmp_path: Path, blind: int | None) -> None:
-    heard = on_ranks(looked, 2, tmp_path, tmp_path / "out", blind)
-    refusal = (
-        f"rank 1 of 2 does not see what rank 0 writes into {tmp_path}/out; give -o a folder that all machines share"
-    )
-    assert heard == ["" if blind is None else refusal] * 2
+@pytest.mark.parametrize("own", ["out", "elsewhere"])
+def test_a_folder_that_a_rank_does_not_share_is_refused(tmp_path: Path, own: str) -> None:
+    heard = on_ranks(looked, 2, tmp_path, (tmp_path / "out", tmp_path / own))
+    refusal = f"rank 1 of 2 does not see what rank 0 writes into {tmp_path}/out; give the same -o everywhere"
+    assert all(one.startswith(refusal) if own == "elsewhere" else one == "" for one in heard), heard
     assert list((tmp_path / "out").iterdir()) == [], "the probe is gone"
 
 
@@ -92,3 +94,24 @@ def test_one_rank_says_on_one_line_what_is_refused(words: list[str], told: str, 
 def test_one_process_alone_fills_no_larger_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "ode_init", "--recipe", "tiny", "-o", str(tmp_path), "--compute.context", "2"]) == 2
     assert "do not make 1 processes" in capsys.readouterr().err
+
+
+def prepared_late(folder: Path, model: Path) -> bool:
+    """Prepare clips that are there already, rank 1 coming long after rank 0."""
+    rank = dist.get_rank()
+    crew = Crew(rank, 2, control=dist.group.WORLD)
+    small = ["--data.clips", "2", "--data.validation", "1", "--data.frames", "5", "--model", str(model)]
+    assembly = Assembly(
+        load_recipe("tiny", small), Workspace(folder), Team(rank, 2, "run", rank, 2), Placement(crew=crew)
+    )
+    for late in (False, True):
+        if late and rank == 1:
+            time.sleep(1.5)
+        assembly.prepare_clips()
+    return True
+
+
+def test_a_process_that_comes_late_to_a_finished_store_does_not_wait_for_ever(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    assert on_ranks(prepared_late, 2, tmp_path, tmp_path / "run", tiny_folder, limit=120) == [True, True]

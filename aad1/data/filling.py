@@ -68,9 +68,12 @@ def fill(
     *,
     team: Team = ALONE,
     helpers: Helpers | None = None,
+    await_followers: Callable[[], None] = lambda: None,
 ) -> list[Summary]:
     """Make every missing block of these stores and complete them, as the leader of a team; returns what they hold.
 
+    ``await_followers`` returns when all others have followed; until then they can read what there is to do, however
+    late they come and even when that is nothing.
     Without ``helpers`` the leader does its own share. Raises UserError when a store was begun with other settings or
     sources, when another run has it, and when a helper failed: then its blocks are missing and all others are kept.
     """
@@ -89,6 +92,7 @@ def fill(
         summaries = [_summary(writer) for writer in writers]
         for summary in summaries:
             bar.print(str(summary))
+        await_followers()
         return summaries
 
 

@@ -138,7 +138,7 @@ def require_shared(crew: Crew, folder: Path) -> None:
     """
     if crew.ranks == 1:
         return
-    probe = crew.tell(folder / f".seen-{uuid.uuid4().hex}")
+    probe = folder / crew.tell(f".seen-{uuid.uuid4().hex}")
 
     def write() -> None:
         if crew.leads:
@@ -153,7 +153,7 @@ def require_shared(crew: Crew, folder: Path) -> None:
     if blind:
         raise SharedError(
             f"rank {', '.join(map(str, blind))} of {crew.ranks} does not see what rank 0 writes into "
-            f"{folder.resolve()}; give -o a folder that all machines share"
+            f"{crew.tell(folder.resolve())}; give the same -o everywhere, a folder that all machines share"
         )
 
 

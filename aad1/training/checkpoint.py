@@ -216,6 +216,10 @@ def _writer_of(name: str) -> int:
 
 
 def _finish(beside: Path, final: Path, content: dict[str, Any]) -> None:
+    if lost := [name for name in content["files"] if not (beside / name).is_file()]:
+        raise UserError(
+            f"{beside} lacks what another process wrote ({lost[0]}); give the same -o to all, on a shared disk"
+        )
     (beside / META).write_text(_sealed(content))
     sync(beside / META)
     sync(beside)
