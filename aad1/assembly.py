@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import torch
 import yaml
 from diffusers import AutoencoderKLWan
-from safetensors import SafetensorError
 from torch import Tensor
 
 from aad1.data.entries import ClipError, ClipFile
@@ -30,7 +28,7 @@ from aad1.data.store import Manifest
 from aad1.data.team import ALONE, Helpers, Team, torchrun_team
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
-from aad1.files import reason_and_remedy, write_atomic
+from aad1.files import user_errors, write_atomic
 from aad1.models.adapters import adapted, sharing
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
@@ -47,7 +45,7 @@ from aad1.models.state_encoder import StateEncoder
 from aad1.models.text import TextEncoder, build_tiny_text, check_words
 from aad1.models.vae import Geometry, encode_video, geometry
 from aad1.parallel.launch import joined, require_alike, require_shared, software
-from aad1.parallel.placement import HERE, Placement, Role
+from aad1.parallel.placement import HERE, ComputeConfig, Placement, Role
 from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
@@ -96,17 +94,6 @@ CAPTIONS_AT_ONCE = 32
 Prepared = Literal["clips", "trajectories"]
 TITLES: dict[Prepared, str] = {"clips": "Encoding clips", "trajectories": "Denoising trajectories"}
 MAKES_ITS_OWN = ("text", "vae", "state_encoder")  # stages that read no store
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """A full disk, a place that cannot be written, weights that cannot be read: the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot use {error.filename or 'a file'}: {reason_and_remedy(error)}") from error
-    except SafetensorError as error:
-        raise UserError(f"weights cannot be read or written: {' '.join(str(error).split())}; check the disk") from error
 
 
 @user_errors()
@@ -180,19 +167,26 @@ def _help(recipe: Recipe, workspace: Workspace, what: Prepared, team: Team) -> N
 
 
 @contextmanager
-def assembled(recipe: Recipe, workspace: Workspace, profile: Window | None = None) -> Iterator[Assembly]:
+def assembled(
+    recipe: Recipe,
+    workspace: Workspace,
+    job: Mapping[str, str],
+    profile: Window | None = None,
+    compute: ComputeConfig | None = None,
+) -> Iterator[Assembly]:
     """The assembly of a process that trains: alone, or one of those that torchrun has started.
 
-    profile: steps of each of its stages that are looked into.
+    job: what is asked of it, for all of them must be asked the same; profile: steps of each of its stages that are
+    looked into; compute: instead of the recipe's.
 
     Raises:
-        UserError: when there are not GPUs enough, when the processes do not fill the grid that the recipe wants, differ
-            in code or recipe, or do not share the workspace's folder.
+        UserError: when there are not GPUs enough, when the processes do not fill the grid that is wanted, differ in
+            code, job or recipe, or do not share the workspace's folder.
     """
     team = torchrun_team()
-    with joined(recipe.compute, team, pick_device(for_team(recipe, team).device)) as placement:
-        values = hashlib.sha256(json.dumps(as_dict(recipe), sort_keys=True).encode()).hexdigest()[:12]
-        require_alike(placement.crew, {**software(), "recipe": values})
+    with joined(compute or recipe.compute, team, pick_device(for_team(recipe, team).device)) as placement:
+        values = {key: leaf for name, part in as_dict(recipe).items() for key, leaf in _leaves(part, name).items()}
+        require_alike(placement.crew, {**software(), **job, **values})
         require_shared(placement.crew, workspace.root)
         team = replace(team, run=placement.crew.tell(team.run))  # machines begun anew count differently how often
         yield Assembly(recipe, workspace, team, placement, profile)
@@ -677,7 +671,7 @@ class Assembly:
                 prepare()
         for name in self.way:
             with phase(name):
-                self.train(name, resume=resume and self.workspace.run(name).exists())
+                self.train(name, resume)
         return self.workspace.student(DISTILLATION[-1])
 
     @user_errors()

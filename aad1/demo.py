@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aad1.assembly import Assembly, user_errors
+from aad1.assembly import Assembly
 from aad1.data.clips import read_whole
 from aad1.data.media import VideoWriter
 from aad1.data.world import FPS, SIZE
@@ -32,7 +32,7 @@ from aad1.evaluation.publishing import publish
 from aad1.evaluation.report import Report
 from aad1.evaluation.sources import Source
 from aad1.evaluation.world_report import WorldEvaluation
-from aad1.files import write_atomic
+from aad1.files import user_errors, write_atomic
 from aad1.models.vae import geometry
 from aad1.recipe import Recipe
 from aad1.runtime import peak_memory

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from aad1.errors import UserError
 
 
@@ -45,6 +47,17 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason_and_remedy(error)}") from None
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A full disk, a place that cannot be written, weights that cannot be read: the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot use {error.filename or 'a file'}: {reason_and_remedy(error)}") from error
+    except SafetensorError as error:
+        raise UserError(f"weights cannot be read or written: {' '.join(str(error).split())}; check the disk") from error
 
 
 def reason_and_remedy(error: OSError) -> str:

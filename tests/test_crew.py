@@ -50,6 +50,8 @@ def refusal(refusing: tuple[int, ...]) -> str:
         ((1,), "rank 1 of 3: no room for 1"),
         ((1, 2), "rank 1, 2 of 3: no room for 1"),
         ((0, 1, 2), "no room for 0"),
+        ((0,), "no room for 0"),
+        ((0, 2), "rank 0, 2 of 3: no room for 0"),
     ],
 )
 def test_what_one_refuses_is_refused_by_all(tmp_path: Path, refusing: tuple[int, ...], said: str) -> None:

@@ -67,28 +67,44 @@ def test_a_folder_that_the_leader_cannot_write_is_refused(tmp_path: Path) -> Non
     assert "Errno" not in first
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--compute.context", "3"], "x context 3 do not make 2 processes"),
-        (["--ode_init.batch", "1", "--ode_init.accumulate", "3"], "cannot be dealt to 2 groups"),
-    ],
-)
-def test_one_rank_says_on_one_line_what_is_refused(words: list[str], told: str, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    small = ["--data.clips", "4", "--data.validation", "1", "--trajectories.count", "2"]
+def refused(words: str, out: Path, restarts: int = 0) -> list[str]:
+    """What a distillation by two processes of torchrun's says; ``words``: its options, in which a shell knows RANK."""
+    small = "--data.clips 4 --data.validation 1 --trajectories.count 2"
+    command = f"exec '{sys.executable}' -m aad1 distill --recipe tiny -o '{out}' {small} {words}"
+    launcher = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts), "--no-python"]
     done = subprocess.run(
-        [*torchrun, "-m", "aad1", "distill", "--recipe", "tiny", "-o", str(tmp_path / "out"), *small, *words],
+        [sys.executable, "-m", "torch.distributed.run", *launcher, "sh", "-c", command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("aad1: ")]
     assert done.returncode != 0
-    assert len(lines) == 1, done.stderr
-    assert told in lines[0]
+    return [line for line in done.stderr.splitlines() if line.startswith("aad1: ")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--compute.context 3", "x context 3 do not make 2 processes"),
+        ("--ode_init.steps 1$RANK", "aad1: rank 1 of 2 has another ode_init.steps than rank 0 (11, not 10)"),
+        ("--profile never", "aad1: --profile never"),
+    ],
+)
+def test_one_rank_says_on_one_line_what_is_refused(words: str, told: str, tmp_path: Path) -> None:
+    (line,) = refused(words, tmp_path / "out")
+    assert told in line
     assert not list((tmp_path / "out").glob("*")), "nothing was made before it was refused"
+
+
+def test_a_restart_does_not_go_on_with_a_run_that_was_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "out" / "ode_init" / "checkpoints" / "step-00000007"
+    checkpoint.mkdir(parents=True)
+    lines = refused("", tmp_path / "out", restarts=1)
+    assert len(lines) == 2, "one at each start"
+    for line in lines:
+        assert line.endswith(f"{tmp_path}/out/ode_init holds a run at step 7; add --resume, or choose another folder")
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["ode_init", "checkpoints", "step-00000007"]
 
 
 def test_one_process_alone_fills_no_larger_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,9 +38,10 @@ from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
-from aad1.data.team import torchrun_team
+from aad1.data.team import Team, torchrun_team
 from aad1.errors import UserError, nearest
 from aad1.parallel.crew import LostProcess, SharedError
+from aad1.parallel.launcher import take_word, word_taken
 from aad1.runtime import keep_freed_memory
 from aad1.training.loop import Interrupted, Preempted
 
@@ -90,7 +91,7 @@ Command = (
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
-LAST_WORD = 5.0  # seconds
+FIRST_WORD, LAST_WORD = 0.5, 5.0  # seconds that a process leaves the one that knows why, before and after it speaks
 LEAVE = ("prepare", "train", "distill")  # end well when a scheduler asks
 GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
@@ -115,9 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        if _another_says(error):
-            time.sleep(LAST_WORD)  # torchrun ends all as soon as one has ended: let that one say what all know
-        else:
+        if _is_said_here(error, torchrun_team()):
             complain(line)
         return code
 
@@ -152,11 +151,22 @@ def _unboxed(box: str) -> str:
     return f"{title.lower()}: {' '.join(rows[: rows.index('')] if '' in rows else rows)}"
 
 
-def _another_says(error: BaseException) -> bool:
-    """Whether another process of the run says the same."""
+def _is_said_here(error: BaseException, team: Team) -> bool:
+    """Whether it is this process of a run's that says why it ends; where it is not, one that does has had its time.
+
+    torchrun ends all as soon as one has ended, and what one of them was given wrong, all were as a rule.
+    """
+    if team.ranks == 1:
+        return True
     if isinstance(error, LostProcess):
-        return not error.first
-    return isinstance(error, SharedError | Interrupted) and not torchrun_team().leads
+        return error.first and not word_taken(team, within=FIRST_WORD)
+    first = take_word(team)
+    if not isinstance(error, UserError | Interrupted | AskedToLeave | KeyboardInterrupt):
+        return True
+    if first or (first is None and team.leads):
+        return True
+    time.sleep(LAST_WORD)
+    return first is None and isinstance(error, UserError) and not isinstance(error, SharedError)
 
 
 def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:

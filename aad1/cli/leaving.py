@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from aad1.training.loop import PREEMPTION
+
+AGAIN = 0.2  # seconds
 
 
 class AskedToLeave(BaseException):
@@ -23,16 +26,26 @@ class AskedToLeave(BaseException):
 
 @contextmanager
 def leaving(listens: bool) -> Iterator[None]:
-    """Raise AskedToLeave within, where the main thread is when the signal comes, if the command ``listens``."""
+    """Raise AskedToLeave within, where the main thread is when the signal comes, if the command ``listens``.
+
+    An error that is being handled goes first: either it is what will be said, or the signal comes again after it.
+    """
+    over = threading.Event()
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if sys.exc_info()[0] is None:  # what has gone wrong already is what is to be said
+        if sys.exc_info()[0] is None:
             raise AskedToLeave
+        threading.Thread(target=again, args=(number,), daemon=True).start()
+
+    def again(number: int) -> None:
+        if not over.wait(AGAIN):
+            os.kill(os.getpid(), number)
 
     heard = PREEMPTION if listens and threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:
+        over.set()
         for number, handler in previous.items():
             signal.signal(number, handler)

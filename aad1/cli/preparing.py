@@ -8,10 +8,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from aad1.assembly import Assembly, Prepared, for_team
+from aad1.assembly import Prepared, assembled
 from aad1.cli.options import FINISHED, Out, RecipeName, at_least, keeping, out_of, recipe_of
 from aad1.data.team import torchrun_team
 from aad1.errors import UserError
+from aad1.parallel.placement import ComputeConfig
 from aad1.workspace import Workspace
 
 PROCESSES = "how many work at once, each on a GPU of its own; on a CPU each has --threads threads"
@@ -41,8 +42,11 @@ class Prepare:
         team = torchrun_team()
         if team.ranks > 1 and self.processes > 1:
             raise UserError(f"--processes {self.processes}: torchrun has started {team.ranks} already; leave it out")
-        recipe = for_team(recipe_of(self.recipe, extra, type(self)), team)
-        assembly = Assembly(recipe, Workspace(out_of(self.out, self.recipe)), team)
-        prepare = assembly.prepare_clips if self.what == "clips" else assembly.prepare_trajectories
-        with keeping(FINISHED):
+        recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
+        alike = ComputeConfig(timeout=recipe.compute.timeout)  # no grid: each process works on clips of its own
+        with (
+            keeping(FINISHED),
+            assembled(recipe, workspace, {"command": f"prepare {self.what}"}, None, alike) as assembly,
+        ):
+            prepare = assembly.prepare_clips if self.what == "clips" else assembly.prepare_trajectories
             prepare(self.processes)

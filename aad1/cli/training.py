@@ -13,6 +13,8 @@ from aad1.assembly import Assembly, assembled, new_folder
 from aad1.cli.options import Install, Out, RecipeName, ResumeFlag, out_of, recipe_of, say
 from aad1.data.team import restarted
 from aad1.demo import Demo, DemoConfig
+from aad1.parallel.launcher import begun_by_it
+from aad1.training.loop import has_run
 from aad1.training.profiling import window_of
 from aad1.workspace import Workspace
 
@@ -62,10 +64,11 @@ class Train:
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
         recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
-        with assembled(recipe, workspace, window_of(self.profile) if self.profile else None) as assembly:
+        job = _job(f"train {self.stage}", self)
+        with assembled(recipe, workspace, job, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
-            made = assembly.train(self.stage, _goes_on(assembly, self.resume))
+            made = assembly.train(self.stage, _goes_on(assembly, self.resume, self.stage))
             _conclude(assembly, made, self.stage if self.install else None)
 
 
@@ -89,16 +92,27 @@ class Distill:
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
         recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
-        with assembled(recipe, workspace, window_of(self.profile) if self.profile else None) as assembly:
+        job = _job("distill", self)
+        with assembled(recipe, workspace, job, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
-            made = assembly.distill(_goes_on(assembly, self.resume))
+            made = assembly.distill(_goes_on(assembly, self.resume, *assembly.way))
             _conclude(assembly, made, "adversarial" if self.install else None)
 
 
-def _goes_on(assembly: Assembly, resume: bool) -> bool:
-    """Whether what an earlier start has done is gone on with: asked for, or begun anew by torchrun on any machine."""
-    return assembly.placement.crew.any(resume or restarted())
+def _job(command: str, given: Train | Distill) -> dict[str, str]:
+    """What all processes must be asked for alike, beside the recipe."""
+    return {"command": command, "--profile": str(given.profile), "--install": str(given.install)}
+
+
+def _goes_on(assembly: Assembly, resume: bool, *stages: str) -> bool:
+    """Whether what an earlier start has done is gone on with: asked for, or begun by the torchrun that restarts this.
+
+    A run that was there before torchrun began was refused then, and a restart does not undo that.
+    """
+    crew, folders = assembly.placement.crew, [assembly.workspace.run(stage) for stage in stages]
+    asked, again = crew.any(resume), crew.any(restarted())
+    return asked or crew.tell(crew.leads and begun_by_it(folders[0], again, any(map(has_run, folders))))
 
 
 def _conclude(assembly: Assembly, made: Path, installed: str | None) -> None:

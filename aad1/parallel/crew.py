@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from aad1.errors import UserError
+from aad1.files import user_errors
 from aad1.parallel.watch import Whereabouts
 from aad1.stopwatch import COMMUNICATION, timed
 
@@ -27,8 +28,8 @@ class LostProcess(Exception):
 
     def __init__(self, first: bool, seen: str) -> None:
         super().__init__(
-            "another process of this run has ended, its own message says why; go on with --resume (torchrun "
-            f"--max-restarts does that by itself); what was seen here: {seen}"
+            "another process of this run has ended (where it says nothing it was killed, or its machine is gone); go "
+            f"on with --resume (torchrun --max-restarts does that by itself); what was seen here: {seen}"
         )
         self.first = first
 
@@ -86,26 +87,30 @@ class Crew:
         """Do ``act`` on every process; where it is refused on one, it is refused on all.
 
         Raises:
-            UserError: as SharedError where there are others, with what the first of those that refused says.
+            UserError: as SharedError where there are others, with what the first of those that refused says; a file
+                that cannot be used is such a refusal too.
         """
         if self.control is None:
             return act()
         done, refusal = None, None
         try:
-            done = act()
+            with user_errors():
+                done = act()
         except UserError as error:
             refusal = str(error)
         self.refuse(self.gather(refusal))
         return done  # type: ignore[return-value]
 
     def refuse(self, refusals: Sequence[str | None]) -> None:
-        """Raise SharedError with the first of these refusals, by rank, if there is one; it names the ranks if not all.
+        """Raise SharedError with the first of these refusals, by rank, if there is one.
 
-        All processes must have the same list.
+        It names the ranks that refuse, but for all of them and for the leader alone, who looks for all. All processes
+        must have the same list.
         """
         found = [rank for rank, refusal in enumerate(refusals) if refusal is not None]
         if found:
-            who = "" if len(found) == self.ranks else f"rank {', '.join(map(str, found))} of {self.ranks}: "
+            everyones = len(found) == self.ranks or found == [0]
+            who = "" if everyones else f"rank {', '.join(map(str, found))} of {self.ranks}: "
             raise SharedError(f"{who}{refusals[found[0]]}")
 
 

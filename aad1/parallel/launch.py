@@ -120,12 +120,13 @@ def _of_a_lost_process(error: RuntimeError) -> bool:
 
 def require_alike(crew: Crew, facts: Mapping[str, str]) -> None:
     """Raise SharedError unless every process has the leader's ``facts``, each named and told in a word or a hash."""
-    heard = crew.gather(dict(facts))
-    for rank, found in enumerate(heard):
-        for name, value in found.items():
-            if value != heard[0][name]:
+    leaders, *others = crew.gather(dict(facts))
+    for rank, found in enumerate(others, 1):
+        for name in {**leaders, **found}:
+            theirs, ours = found.get(name, "nothing"), leaders.get(name, "nothing")
+            if theirs != ours:
                 raise SharedError(
-                    f"rank {rank} of {crew.ranks} has another {name} than rank 0 ({value}, not {heard[0][name]}); "
+                    f"rank {rank} of {crew.ranks} has another {name} than rank 0 ({theirs}, not {ours}); "
                     "give every process the same"
                 )
 

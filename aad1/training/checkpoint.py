@@ -258,7 +258,12 @@ def place(folder: Path, step: int) -> Path:
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoints of a folder by rising step, readable or not."""
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
 
 
 def last_whole(folder: Path, crew: Crew = ALONE) -> Found | None:
@@ -288,7 +293,7 @@ def find(folder: Path, which: int | Literal["last", "best"]) -> Found:
         which = int(json.loads((folder / BEST).read_text())["step"])
     path = place(folder, which)
     if not path.is_dir():
-        steps = ", ".join(str(int(one.name.removeprefix("step-"))) for one in complete(folder))
+        steps = ", ".join(str(step_of(one)) for one in complete(folder))
         raise UserError(f"{folder} has no checkpoint of step {which}; there are {steps or 'none'}")
     whole = verified(path)
     if isinstance(whole, str):

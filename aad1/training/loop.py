@@ -27,7 +27,7 @@ from aad1.parallel.crew import ALONE, Crew
 from aad1.parallel.watch import Doing
 from aad1.progress import Progress
 from aad1.stopwatch import BACKWARD, DATA, EVALUATION, SAVING, UPDATE, Stopwatch, clock_of, running, timed
-from aad1.training.checkpoint import Checkpoints, Found
+from aad1.training.checkpoint import Checkpoints, Found, complete, step_of
 from aad1.training.metrics import SPEED, MetricsLog
 from aad1.training.player import Player
 from aad1.training.profiling import Profiling, Window
@@ -361,14 +361,13 @@ class Run:
 
 def has_run(folder: Path) -> bool:
     """Whether ``folder`` holds a checkpoint, readable or not."""
-    return any((folder / CHECKPOINTS).glob("step-*"))
+    return bool(complete(folder / CHECKPOINTS))
 
 
 def refuse_run(folder: Path) -> None:
     """Raise UserError when ``folder`` holds a run: to begin another one there would delete it."""
-    if has_run(folder):
-        step = int(max((folder / CHECKPOINTS).glob("step-*")).name.removeprefix("step-"))
-        raise UserError(f"{folder} holds a run at step {step}; add --resume, or choose another folder")
+    if kept := complete(folder / CHECKPOINTS):
+        raise UserError(f"{folder} holds a run at step {step_of(kept[-1])}; add --resume, or choose another folder")
 
 
 def _plain(batch: Any) -> Any:
