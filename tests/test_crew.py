@@ -20,13 +20,14 @@ def crew() -> Crew:
 def messages() -> tuple[Any, ...]:
     me = crew()
     me.meet()
-    return me.leads, me.gather(10 + me.rank), me.tell(f"from {me.rank}"), me.any(me.rank == 1), me.any(False)
+    told, any_of_them = me.tell(f"from {me.rank}"), (me.any(me.rank == 1), me.any(False))
+    return me.leads, me.gather(10 + me.rank), me.collect(20 + me.rank), told, *any_of_them
 
 
 def test_every_process_hears_the_others(tmp_path: Path) -> None:
     first, second = on_ranks(messages, 2, tmp_path)
-    assert first == (True, [10, 11], "from 0", True, False)
-    assert second == (False, [10, 11], "from 0", True, False)
+    assert first == (True, [10, 11], [20, 21], "from 0", True, False)
+    assert second == (False, [10, 11], [], "from 0", True, False)
 
 
 def refusal(refusing: tuple[int, ...]) -> str:
@@ -60,6 +61,7 @@ def test_what_one_refuses_is_refused_by_all(tmp_path: Path, refusing: tuple[int,
 
 def test_one_alone_meets_nobody() -> None:
     ALONE.meet()
-    assert (ALONE.leads, ALONE.gather(1), ALONE.tell(2), ALONE.any(True)) == (True, [1], 2, True)
+    assert (ALONE.leads, ALONE.gather(1), ALONE.collect(3), ALONE.tell(2)) == (True, [1], [3], 2)
+    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
     with pytest.raises(UserError, match=r"^no$"):
         ALONE.agree(lambda: (_ for _ in ()).throw(UserError("no")))

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from aad1.data.team import ALONE as TEAM_OF_ONE
 from aad1.errors import UserError
 from aad1.models.adapters import AdapterConfig, adapted, sharing
+from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.critic import Critic
 from aad1.parallel.crew import Crew
 from aad1.parallel.launch import joined
@@ -58,7 +59,7 @@ def roll(placement: Placement) -> ClipRollout:
 
 
 def ode_stage(placement: Placement, **config: Any) -> OdeInitStage:
-    settings = OdeInitConfig(**LOOP, **config, optimizer=CLIPPED, clean_context=0.3)
+    settings = OdeInitConfig(**LOOP | config, optimizer=CLIPPED, clean_context=0.3)
     generator = model(1, placement, "generator")
     return OdeInitStage(settings, generator, trajectories(), LEVELS, NothingToShow())  # type: ignore[arg-type]
 
@@ -75,7 +76,7 @@ def scores_of(placement: Placement, adapters: bool) -> tuple[Any, Any]:
 
 def dmd_stage(placement: Placement, adapters: bool = False, **config: Any) -> DmdWarmupStage:
     settings = DmdWarmupConfig(
-        **LOOP, **config, generator_optimizer=CLIPPED, fake_score_optimizer=ADAM, fake_score_updates=2
+        **LOOP | config, generator_optimizer=CLIPPED, fake_score_optimizer=ADAM, fake_score_updates=2
     )
     generator = model(1, placement, "generator")
     fake_score, teacher = scores_of(placement, adapters)
@@ -87,7 +88,7 @@ def dmd_stage(placement: Placement, adapters: bool = False, **config: Any) -> Dm
 def adversarial_stage(placement: Placement, **config: Any) -> AdversarialStage:
     kind = CriticConfig(layers=(0, 1))
     settings = AdversarialConfig(
-        **LOOP, **config, critic=kind, generator_optimizer=AVERAGED, critic_optimizer=CLIPPED, t_range=TAU
+        **LOOP | config, critic=kind, generator_optimizer=AVERAGED, critic_optimizer=CLIPPED, t_range=TAU
     )
     torch.manual_seed(0)
     critic = placement.finish(Critic(network(2), kind.layers), "critic")
@@ -228,6 +229,43 @@ def test_micro_batches_that_are_shared_out_equal_one_large_batch(
     found, *_ = on_ranks(trained_on_ranks, 2, tmp_path, tmp_path, jobs)
     for way, made in zip(ways, found, strict=True):
         assert_alike(made["gradients"], trained("III", HERE, tmp_path / str(way), **way)["gradients"], str(way))
+
+
+# --- compiled blocks -------------------------------------------------------------------------
+
+
+def steps_compiled(folder: Path, compiled: bool) -> tuple[list[float], int]:
+    """Losses of four steps of stage II on split weights, and how many graphs of blocks have run."""
+    ran = [0]
+
+    def counting(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            ran[0] += 1
+            return graph.forward(*given)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        compile_blocks = CausalWanTransformer3DModel.compile_blocks
+        patch.setattr(CausalWanTransformer3DModel, "compile_blocks", lambda model: compile_blocks(model, counting))  # type: ignore[arg-type]
+        roles: dict[str, Any] = {"compile": ("generator", "fake_score"), "checkpointing": ("generator",)}
+        placement = placement_of(shard=2, **(roles if compiled else {}))
+        made = trained("II", placement, folder / str(compiled), batch=2, steps=4)
+    return [row["fake_score/loss"] for row in made["rows"]], ran[0]
+
+
+def compiled_and_plain(folder: Path) -> tuple[Any, Any]:
+    return steps_compiled(folder, compiled=True), steps_compiled(folder, compiled=False)
+
+
+def test_compiled_blocks_run_in_a_training_and_compute_the_same(tmp_path: Path) -> None:
+    found = on_ranks(compiled_and_plain, 2, tmp_path, tmp_path)
+    (losses, _), (expected, _) = found[0]
+    assert len(losses) == 4
+    assert losses == pytest.approx(expected, rel=RELATIVE)
+    for (_, compiled), (_, plain) in found:
+        assert compiled > 20, "blocks were not compiled"
+        assert plain == 0
 
 
 # --- shares ----------------------------------------------------------------------------------

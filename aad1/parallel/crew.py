@@ -64,6 +64,15 @@ class Crew:
             dist.all_gather_object(heard, value, group=self.control)
         return heard
 
+    def collect(self, value: Said) -> list[Said]:
+        """What every process says, by rank, for the leader; the others hear nothing."""
+        if self.control is None:
+            return [value]
+        heard: list[Any] | None = [None] * self.ranks if self.leads else None
+        with timed(COMMUNICATION):
+            dist.gather_object(value, heard, dst=0, group=self.control)
+        return heard or []
+
     def tell(self, value: Said) -> Said:
         """What the leader says."""
         if self.control is None:

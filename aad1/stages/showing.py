@@ -87,10 +87,12 @@ class Showing:
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
         """What this process's group has made, with all that others have."""
-        everyones = self.crew.gather(latents.cpu()) if self.crew.ranks > 1 else [latents]
+        group = self.crew.ranks // self.crew.groups  # whose ranks have the same clips
+        made = latents if self.crew.ranks == 1 else latents.cpu() if self.crew.rank % group == 0 else None
+        everyones = self.crew.collect(made)
         measured: dict[str, float] = {}
         if self.crew.leads:
-            together = torch.cat(everyones[:: self.crew.ranks // self.crew.groups])[: self._count]
+            together = torch.cat([one for one in everyones if one is not None])[: self._count]
             measured = self._measure_all(together.to(self.device), path, image_given, period)
         return self.crew.tell(measured)
 

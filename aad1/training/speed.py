@@ -74,7 +74,8 @@ class Speed:
         if kind in self.kinds:
             yield
         else:
-            with Operations(self.watch) as operations:
+            # torch.compile gives up for good on what it first meets under a dispatch mode: it meets it next time.
+            with torch.compiler.set_stance("force_eager"), Operations(self.watch) as operations:
                 yield
             self.kinds[kind] = operations.count
         self._samples += samples
