@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aad1.assembly import new_folder
+from aad1.assembly import Assembly, new_folder
 from aad1.recipe import load_recipe
 from aad1.training.checkpoint import complete, verified
 from aad1.training.loop import CHECKPOINTS
@@ -87,9 +87,9 @@ class World:
     def fresh(self, out: str) -> str:
         """A folder with clips and trajectories and no run; its name."""
         if not (self.folder / PREPARED).exists():
-            for what in ("clips", "trajectories"):
-                made = self.run(PREPARED, "prepare", what, ranks=0)
-                assert made.code == 0, made.said()
+            assembly = Assembly(load_recipe("tiny", [f"--model={self.model}", *SMALL]), self.at(PREPARED))
+            assembly.prepare_clips()
+            assembly.prepare_trajectories()
         shutil.copytree(self.folder / PREPARED, self.folder / out)
         return out
 

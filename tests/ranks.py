@@ -19,14 +19,16 @@ import torch.distributed as dist
 PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo", "aad1.assembly"]
 
 
-def on_ranks(function: Callable[..., Any], ranks: int, folder: Path, *given: Any, limit: float = 240) -> list[Any]:
+def on_ranks(
+    function: Callable[..., Any], ranks: int, folder: Path, *given: Any, limit: float = 240, join: bool = True
+) -> list[Any]:
     """What ``function(*given)`` returns on each of ``ranks`` processes, by rank, inside a default gloo process group.
 
-    ``function`` is of a module that can be imported. Raises AssertionError with the traceback of the first rank that
-    failed, and when they take longer than ``limit`` seconds.
+    ``function`` is of a module that can be imported; without ``join`` it begins without a process group. Raises
+    AssertionError with the traceback of the first rank that failed, and when they take longer than ``limit`` seconds.
     """
     context = _context()
-    meeting = folder / f"meeting-{uuid.uuid4().hex}"
+    meeting = folder / f"meeting-{uuid.uuid4().hex}" if join else None
     pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
         context.Process(target=_one, args=(function, given, rank, ranks, meeting, send), daemon=True)
@@ -69,14 +71,19 @@ def _results(pipes: list[Any], until: float) -> list[Any]:
     return [found[rank] for rank in range(len(pipes))]
 
 
-def _one(function: Callable[..., Any], given: tuple[Any, ...], rank: int, ranks: int, meeting: Path, send: Any) -> None:
+def _one(
+    function: Callable[..., Any], given: tuple[Any, ...], rank: int, ranks: int, meeting: Path | None, send: Any
+) -> None:
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
-        )
+        if meeting is not None:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
+            )
         result = function(*given)
-        dist.barrier()
+        if meeting is not None:
+            dist.barrier()
         send.send((False, result))
     except BaseException:
         send.send((True, traceback.format_exc()))

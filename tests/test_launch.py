@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from ranks import on_ranks
+from torch.distributed import TCPStore
 
+from aad1 import cli
 from aad1.assembly import Assembly
 from aad1.cli import main
 from aad1.data.team import Team
@@ -67,32 +69,53 @@ def test_a_folder_that_the_leader_cannot_write_is_refused(tmp_path: Path) -> Non
     assert "Errno" not in first
 
 
-def refused(words: str, out: Path, restarts: int = 0) -> list[str]:
-    """What a distillation by two processes of torchrun's says; ``words``: its options, in which a shell knows RANK."""
-    small = "--data.clips 4 --data.validation 1 --trajectories.count 2"
-    command = f"exec '{sys.executable}' -m aad1 distill --recipe tiny -o '{out}' {small} {words}"
-    launcher = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts), "--no-python"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launcher, "sh", "-c", command],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode != 0
-    return [line for line in done.stderr.splitlines() if line.startswith("aad1: ")]
+def commanded(port: int, start: int, words: list[str]) -> tuple[int, str]:
+    """Exit code of a command on one of the processes of a torchrun's start, whose store has this port; what it says.
+
+    In ``words``, RANK is its rank.
+    """
+    os.environ |= {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": str(start),
+    }
+    cli.LAST_WORD = 0.1  # torchrun would end it after that
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main([word.replace("RANK", os.environ["RANK"]) for word in words])
+    return code, said.getvalue()
+
+
+SMALL = ["--data.clips", "4", "--data.validation", "1", "--trajectories.count", "2"]
+
+
+def refusals(folder: Path, *words: str, starts: int = 1) -> list[str]:
+    """What two processes say that a torchrun starts so often; all must refuse."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    given = ["distill", "--recipe", "tiny", "-o", str(folder / "out"), *SMALL, *words]
+    lines: list[str] = []
+    for start in range(starts):
+        found = on_ranks(commanded, 2, folder, store.port, start, given, join=False)
+        assert [code for code, _ in found] == [2, 2], found
+        lines += [line for _, said in found for line in said.splitlines()]
+    return lines
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--compute.context 3", "x context 3 do not make 2 processes"),
-        ("--ode_init.steps 1$RANK", "aad1: rank 1 of 2 has another ode_init.steps than rank 0 (11, not 10)"),
-        ("--profile never", "aad1: --profile never"),
+        (["--compute.context", "3"], "x context 3 do not make 2 processes"),
+        (["--ode_init.batch", "1", "--ode_init.accumulate", "3"], "cannot be dealt to 2 groups"),
+        (["--ode_init.steps", "1RANK"], "aad1: rank 1 of 2 has another ode_init.steps than rank 0 (11, not 10)"),
+        (["--profile", "1:1RANK"], "aad1: rank 1 of 2 has another --profile than rank 0 (1:11, not 1:10)"),
+        (["--profile", "never"], "aad1: --profile never"),
+        (["--ode_init.step", "3"], "aad1: unknown recipe key 'ode_init.step'"),
     ],
 )
-def test_one_rank_says_on_one_line_what_is_refused(words: str, told: str, tmp_path: Path) -> None:
-    (line,) = refused(words, tmp_path / "out")
+def test_one_rank_says_on_one_line_what_is_refused(words: list[str], told: str, tmp_path: Path) -> None:
+    (line,) = refusals(tmp_path, *words)
     assert told in line
     assert not list((tmp_path / "out").glob("*")), "nothing was made before it was refused"
 
@@ -100,7 +123,7 @@ def test_one_rank_says_on_one_line_what_is_refused(words: str, told: str, tmp_pa
 def test_a_restart_does_not_go_on_with_a_run_that_was_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "out" / "ode_init" / "checkpoints" / "step-00000007"
     checkpoint.mkdir(parents=True)
-    lines = refused("", tmp_path / "out", restarts=1)
+    lines = refusals(tmp_path, starts=2)
     assert len(lines) == 2, "one at each start"
     for line in lines:
         assert line.endswith(f"{tmp_path}/out/ode_init holds a run at step 7; add --resume, or choose another folder")

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from ranks import on_ranks
 from test_loop import ToyStage
 
-from aad1.cli import _another_says, _verdict
+from aad1.cli import _is_said_here, _verdict
+from aad1.data.team import ALONE, Team
 from aad1.errors import UserError
 from aad1.parallel import launch, watch
 from aad1.parallel.crew import Crew, LostProcess
@@ -314,7 +315,7 @@ def test_a_hung_collective_and_a_lost_process_are_told_of_once(tmp_path: Path) -
     assert said[0].startswith("aad1: rank 1 of 3 has not moved for 1 s: toy, step 3, one's turn (data)")
     assert "; ranks 0, 2 wait: toy, step 3, one's turn (loss)" in said[0]
     lost = [seen for _, seen in found]
-    assert [text.partition(",")[0] for text, _ in lost] == [
+    assert [text.partition(" (")[0] for text, _ in lost] == [
         "another process of this run has ended",
         "another process of this run has ended",
         "nothing",
@@ -327,8 +328,9 @@ def test_the_command_line_says_a_loss_once_and_calls_it_a_fault() -> None:
     assert code == 1
     assert "internal error" not in line
     assert "--resume" in line
-    assert not _another_says(LostProcess(first=True, seen="gloo/pair.cc: closed"))
-    assert _another_says(LostProcess(first=False, seen=""))
+    assert _is_said_here(LostProcess(first=True, seen="gloo/pair.cc: closed"), Team(1, 2))
+    assert not _is_said_here(LostProcess(first=False, seen=""), Team(0, 2))
+    assert _is_said_here(UserError("no"), ALONE)
 
 
 # --- who belongs together --------------------------------------------------------------------

@@ -165,7 +165,8 @@ def _is_said_here(error: BaseException, team: Team) -> bool:
         return True
     if first or (first is None and team.leads):
         return True
-    time.sleep(LAST_WORD)
+    if not isinstance(error, Preempted | AskedToLeave):  # torchrun waits for all that end with 0
+        time.sleep(LAST_WORD)
     return first is None and isinstance(error, UserError) and not isinstance(error, SharedError)
 
 
