@@ -358,13 +358,14 @@ class Assembly:
         """Fill the stores of ``what`` as this process's place in the team has it; None where another one leads."""
         crew = self.placement.crew
         if not self.team.leads:
+            crew.meet()
             self.follow(what)
             crew.meet()
             return None
         helpers = Helpers(partial(_help, self.recipe, self.workspace, what), processes) if processes > 1 else None
         if helpers:
             for_team(self.recipe, Team(0, processes, local=processes - 1, local_ranks=processes))  # GPUs enough?
-        return fill(self.works(what), TITLES[what], team=self.team, helpers=helpers, await_followers=crew.meet)
+        return fill(self.works(what), TITLES[what], team=self.team, helpers=helpers, meet=crew.meet)
 
     @user_errors()
     def follow(self, what: Prepared) -> None:
@@ -594,6 +595,7 @@ class Assembly:
         folder, config, crew = self.workspace.run(name), self._section(name), self.placement.crew
         begun = crew.tell(has_run(folder))  # one that was stopped before its first checkpoint counts for nothing
         crew.agree(partial(self._ready, name, folder, begun and not resume))
+        crew.where.note("load", name)
         stage = crew.agree(partial(self.stage, name))
         crew.agree(partial(self._admit, name, folder, begun, stage))
         return Run(stage, config, folder, self.recipe.seed, resume, crew, self._scale(name), self.profile).train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from aad1.assembly import Assembly
 from aad1.cli import main
 from aad1.errors import UserError
+from aad1.parallel.crew import LostProcess
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 Act = Callable[[], None]
@@ -66,6 +68,36 @@ def test_what_has_gone_wrong_is_said_before_it(
 
     assert preparing(act) == 2
     assert capfd.readouterr().err == "aad1: no room\n"
+
+
+def test_waiting_for_one_that_has_left_is_leaving_too(
+    preparing: Callable[[Act], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A signal to all finds this process in a collective, which ends by an error as soon as another one has left."""
+
+    def act() -> None:
+        try:
+            raise RuntimeError("gloo/pair.cc: closed")
+        except RuntimeError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise LostProcess(first=True, seen="") from None
+
+    assert preparing(act) == 0
+    assert capfd.readouterr().err.startswith("aad1: asked to leave")
+
+
+def test_what_collects_errors_is_left_after_them(
+    preparing: Callable[[Act], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def act() -> None:
+        try:
+            raise ValueError
+        except ValueError:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    assert preparing(act) == 0
+    assert capfd.readouterr().err.startswith("aad1: asked to leave")
 
 
 def test_commands_that_have_nothing_to_go_on_with_do_not_listen(

@@ -31,7 +31,7 @@ from aad1.data.order import Sampler
 from aad1.errors import UserError
 from aad1.training import checkpoint, loop, metrics, tensor_files
 from aad1.training.checkpoint import Checkpoints, find, last_whole
-from aad1.training.loop import CHECKPOINTS, Interrupted, LoopConfig, Loss, Run, Turn
+from aad1.training.loop import CHECKPOINTS, Interrupted, LoopConfig, Loss, Preempted, Run, Turn
 from aad1.training.metrics import MetricsLog, read_metrics
 from aad1.training.motion_guard import GuardConfig, MotionGuard, merit
 from aad1.training.player import OptimizerConfig, Player
@@ -271,6 +271,25 @@ def test_an_interrupted_run_saves_and_resumes_bit_for_bit(
     state = last_state(tmp_path)
     assert_identical(state, last_state(unbroken))
     assert (tmp_path / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_is_heard(
+    tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a distillation would go on with its next stage."""
+    wait = Checkpoints.wait
+
+    def interrupted(checkpoints: Checkpoints) -> None:
+        wait(checkpoints)
+        if steps_kept(tmp_path)[-1:] == [12]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    with pytest.raises(Preempted, match="saved at step 12"):
+        run(tmp_path)
+    monkeypatch.undo()
+    run(tmp_path, resume=True)
+    assert_same_run(tmp_path, unbroken)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, unbroken: Path) -> None:

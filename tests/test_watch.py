@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -20,12 +20,15 @@ import torch.distributed as dist
 from ranks import on_ranks
 from test_loop import ToyStage
 
-from aad1.cli import _is_said_here, _verdict
+from aad1.cli import _verdict
+from aad1.cli.last_word import is_to_say
+from aad1.cli.leaving import AskedToLeave
 from aad1.data.team import ALONE, Team
 from aad1.errors import UserError
 from aad1.parallel import launch, watch
-from aad1.parallel.crew import Crew, LostProcess
+from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.meeting import meet
+from aad1.parallel.speaking import RUN
 from aad1.parallel.watch import PATIENCE, Doing, Moment, Note, Whereabouts, verdict, watched
 from aad1.training import metrics
 from aad1.training.loop import LoopConfig, Run
@@ -123,8 +126,8 @@ def note_of(moment: Moment, idle: float = 1800.4, **more: object) -> Note:
         (
             {0: note_of(LOSS), 1: note_of(LOSS)},
             [0],
-            "rank 0 of 2 does not answer (stopped, or a machine is gone) since dmd_warmup, step 12, generator's turn "
-            "(loss); rank 1 waits: dmd_warmup, step 12, generator's turn (loss)",
+            "rank 0 of 2 does not answer (ended, stopped, or a machine is gone) since dmd_warmup, step 12, generator's "
+            "turn (loss); rank 1 waits: dmd_warmup, step 12, generator's turn (loss)",
         ),
         (
             {0: note_of(LOSS, line="a.py:1"), 1: note_of(LOSS, line="b.py:2")},
@@ -183,7 +186,8 @@ def test_a_process_that_does_not_answer_is_told_of_though_this_one_moves(
     with watched(here, 0, 2, store, TIMEOUT):
         while not ended:
             keep_moving(here, 0.1)
-    assert "rank 1 of 2 does not answer (stopped, or a machine is gone) since preparing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "rank 1 of 2 does not answer (ended, stopped, or a machine is gone) since preparing" in said
 
 
 def test_one_that_has_left_is_not_missed(ended: list[int]) -> None:
@@ -193,6 +197,17 @@ def test_one_that_has_left_is_not_missed(ended: list[int]) -> None:
     with watched(here, 0, 2, store, TIMEOUT):
         keep_moving(here, 3 * TIMEOUT)
     assert not ended
+
+
+def test_one_that_has_left_by_an_error_is_missed_also_where_others_may_wait_for_days(
+    ended: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = DictStore()
+    with suppress(KeyError), watched(Whereabouts(), 1, 2, store, TIMEOUT):
+        raise KeyError
+    with watched(Whereabouts(), 0, 2, store, TIMEOUT):
+        wait_for(ended)
+    assert "rank 1 of 2 does not answer" in capsys.readouterr().err
 
 
 def test_without_a_store_a_process_is_ended_for_its_own_sake(
@@ -328,9 +343,44 @@ def test_the_command_line_says_a_loss_once_and_calls_it_a_fault() -> None:
     assert code == 1
     assert "internal error" not in line
     assert "--resume" in line
-    assert _is_said_here(LostProcess(first=True, seen="gloo/pair.cc: closed"), Team(1, 2))
-    assert not _is_said_here(LostProcess(first=False, seen=""), Team(0, 2))
-    assert _is_said_here(UserError("no"), ALONE)
+
+
+OWN, SHARED = UserError("no room"), SharedError("no grid")
+FIRST, NEXT_ONE = LostProcess(first=True, seen="gloo/pair.cc: closed"), LostProcess(first=False, seen="")
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "saying"),
+    [
+        (DictStore(), SHARED, [1]),  # the first that asks
+        (DictStore(), AskedToLeave(), [1]),
+        (DictStore(), OWN, [1, 0]),
+        (DictStore(), ValueError(), [1, 0]),
+        (DictStore(broken=True), SHARED, [0]),  # nobody can tell: the leader
+        (DictStore(broken=True), OWN, [1, 0]),
+        (None, SHARED, [0]),
+        (None, OWN, [1, 0]),
+    ],
+)
+def test_one_says_what_all_end_for_and_each_what_is_its_own(
+    store: DictStore | None, error: BaseException, saying: list[int]
+) -> None:
+    token = RUN.set(store)
+    try:
+        assert [rank for rank in (1, 0) if is_to_say(error, Team(rank, 2))] == saying
+        assert is_to_say(error, ALONE)
+    finally:
+        RUN.reset(token)
+
+
+def test_a_loss_is_told_of_by_the_first_to_see_it_unless_the_lost_one_has_spoken() -> None:
+    token = RUN.set(DictStore())
+    try:
+        assert [is_to_say(error, Team(1, 2)) for error in (FIRST, NEXT_ONE)] == [True, False]
+        assert is_to_say(OWN, Team(0, 2))
+        assert not is_to_say(FIRST, Team(1, 2))
+    finally:
+        RUN.reset(token)
 
 
 # --- who belongs together --------------------------------------------------------------------

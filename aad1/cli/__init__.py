@@ -28,6 +28,7 @@ from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.exporting import Export
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
+from aad1.cli.last_word import LAST_WORD, is_to_say
 from aad1.cli.leaving import AskedToLeave, leaving
 from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.planning import PlanCommand
@@ -38,10 +39,9 @@ from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
-from aad1.data.team import Team, torchrun_team
+from aad1.data.team import torchrun_team
 from aad1.errors import UserError, nearest
-from aad1.parallel.crew import LostProcess, SharedError
-from aad1.parallel.launcher import take_word, word_taken
+from aad1.parallel.crew import LostProcess
 from aad1.runtime import keep_freed_memory
 from aad1.training.loop import Interrupted, Preempted
 
@@ -91,7 +91,6 @@ Command = (
 
 COMMANDS: list[str] = [get_args(command)[1].name for command in get_args(Command)]
 
-FIRST_WORD, LAST_WORD = 0.5, 5.0  # seconds that a process leaves the one that knows why, before and after it speaks
 LEAVE = ("prepare", "train", "distill")  # end well when a scheduler asks
 GO_ON = ("demo", "prepare", "train", "distill", "evaluate", "reproduce")  # continue what they were stopped in
 
@@ -116,8 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        if _is_said_here(error, torchrun_team()):
+        if is_to_say(error, torchrun_team()):
             complain(line)
+        elif code:  # torchrun waits for all that end with 0
+            time.sleep(LAST_WORD)
         return code
 
 
@@ -149,25 +150,6 @@ def _unboxed(box: str) -> str:
     title, *rows = [line.strip("╭╮╰╯│─-+| ") for line in box.strip().splitlines()]
     rows = list(dropwhile(lambda row: not row, rows))
     return f"{title.lower()}: {' '.join(rows[: rows.index('')] if '' in rows else rows)}"
-
-
-def _is_said_here(error: BaseException, team: Team) -> bool:
-    """Whether it is this process of a run's that says why it ends; where it is not, one that does has had its time.
-
-    torchrun ends all as soon as one has ended, and what one of them was given wrong, all were as a rule.
-    """
-    if team.ranks == 1:
-        return True
-    if isinstance(error, LostProcess):
-        return error.first and not word_taken(team, within=FIRST_WORD)
-    first = take_word(team)
-    if not isinstance(error, UserError | Interrupted | AskedToLeave | KeyboardInterrupt):
-        return True
-    if first or (first is None and team.leads):
-        return True
-    if not isinstance(error, Preempted | AskedToLeave):  # torchrun waits for all that end with 0
-        time.sleep(LAST_WORD)
-    return first is None and isinstance(error, UserError) and not isinstance(error, SharedError)
 
 
 def _verdict(error: BaseException, goes_on: bool) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from aad1.parallel.crew import LostProcess
 from aad1.training.loop import PREEMPTION
 
 AGAIN = 0.2  # seconds
@@ -28,14 +29,16 @@ class AskedToLeave(BaseException):
 def leaving(listens: bool) -> Iterator[None]:
     """Raise AskedToLeave within, where the main thread is when the signal comes, if the command ``listens``.
 
-    An error that is being handled goes first: either it is what will be said, or the signal comes again after it.
+    An error that is being handled goes first: either it is what will be said, or the signal comes again after it. But
+    the loss of another process is what such a signal to all looks like to one that waits for that one.
     """
-    over = threading.Event()
+    over, senders = threading.Event(), list[threading.Thread]()
 
     def leave(number: int, frame: FrameType | None) -> None:
         if sys.exc_info()[0] is None:
             raise AskedToLeave
-        threading.Thread(target=again, args=(number,), daemon=True).start()
+        senders.append(threading.Thread(target=again, args=(number,), daemon=True))
+        senders[-1].start()
 
     def again(number: int) -> None:
         if not over.wait(AGAIN):
@@ -45,7 +48,13 @@ def leaving(listens: bool) -> Iterator[None]:
     previous = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
+    except LostProcess:
+        if senders:
+            raise AskedToLeave from None
+        raise
     finally:
         over.set()
+        for sender in senders:
+            sender.join()
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -11,12 +11,13 @@ from tyro.conf import Positional, arg
 
 from aad1.assembly import Assembly, assembled, new_folder
 from aad1.cli.options import Install, Out, RecipeName, ResumeFlag, out_of, recipe_of, say
-from aad1.data.team import restarted
+from aad1.data.team import restarted, torchrun_team
 from aad1.demo import Demo, DemoConfig
-from aad1.parallel.launcher import begun_by_it
+from aad1.parallel.agent_store import begun_by_it
+from aad1.parallel.crew import Crew
 from aad1.training.loop import has_run
 from aad1.training.profiling import window_of
-from aad1.workspace import Workspace
+from aad1.workspace import DISTILLATION, Workspace
 
 Profile = Annotated[
     str | None, arg(metavar="FIRST:LAST", help="steps of each stage to look into with torch's profiler, on rank 0")
@@ -64,11 +65,11 @@ class Train:
     def run(self, extra: Sequence[str]) -> None:
         """Train, and say where the result is."""
         recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
-        job = _job(f"train {self.stage}", self)
+        job, begun = _job(f"train {self.stage}", self), _begun_by_torchrun(workspace, self.stage)
         with assembled(recipe, workspace, job, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
-            made = assembly.train(self.stage, _goes_on(assembly, self.resume, self.stage))
+            made = assembly.train(self.stage, _goes_on(assembly.placement.crew, self.resume, begun))
             _conclude(assembly, made, self.stage if self.install else None)
 
 
@@ -92,11 +93,11 @@ class Distill:
     def run(self, extra: Sequence[str]) -> None:
         """Run every step that is not finished."""
         recipe, workspace = recipe_of(self.recipe, extra, type(self)), Workspace(out_of(self.out, self.recipe))
-        job = _job("distill", self)
+        job, begun = _job("distill", self), _begun_by_torchrun(workspace, *DISTILLATION)
         with assembled(recipe, workspace, job, window_of(self.profile) if self.profile else None) as assembly:
             if self.install:
                 assembly.refuse_install()
-            made = assembly.distill(_goes_on(assembly, self.resume, *assembly.way))
+            made = assembly.distill(_goes_on(assembly.placement.crew, self.resume, begun))
             _conclude(assembly, made, "adversarial" if self.install else None)
 
 
@@ -105,14 +106,22 @@ def _job(command: str, given: Train | Distill) -> dict[str, str]:
     return {"command": command, "--profile": str(given.profile), "--install": str(given.install)}
 
 
-def _goes_on(assembly: Assembly, resume: bool, *stages: str) -> bool:
+def _begun_by_torchrun(workspace: Workspace, *stages: str) -> bool | None:
+    """Whether the runs that are there were begun by the torchrun that starts this, by its leader's eyes.
+
+    Asked before all else, for the first start is to note what was there before it. None where nobody can tell.
+    """
+    found = any(has_run(workspace.run(stage)) for stage in stages)
+    return begun_by_it(workspace.root, found, restarted()) if torchrun_team().leads else None
+
+
+def _goes_on(crew: Crew, resume: bool, begun: bool | None) -> bool:
     """Whether what an earlier start has done is gone on with: asked for, or begun by the torchrun that restarts this.
 
-    A run that was there before torchrun began was refused then, and a restart does not undo that.
+    A run that was there before torchrun began is refused at every start: a restart does not stand for --resume.
     """
-    crew, folders = assembly.placement.crew, [assembly.workspace.run(stage) for stage in stages]
-    asked, again = crew.any(resume), crew.any(restarted())
-    return asked or crew.tell(crew.leads and begun_by_it(folders[0], again, any(map(has_run, folders))))
+    asked, again, told = crew.any(resume), crew.any(restarted()), crew.tell(begun)
+    return asked or (again if told is None else told)
 
 
 def _conclude(assembly: Assembly, made: Path, installed: str | None) -> None:

@@ -68,18 +68,19 @@ def fill(
     *,
     team: Team = ALONE,
     helpers: Helpers | None = None,
-    await_followers: Callable[[], None] = lambda: None,
+    meet: Callable[[], None] = lambda: None,
 ) -> list[Summary]:
     """Make every missing block of these stores and complete them, as the leader of a team; returns what they hold.
 
-    ``await_followers`` returns when all others have followed; until then they can read what there is to do, however
-    late they come and even when that is nothing.
+    ``meet`` waits for all others, and is called when they can read what there is to do and when all have followed:
+    until then it stays there for them, however late they come and even when that is nothing.
     Without ``helpers`` the leader does its own share. Raises UserError when a store was begun with other settings or
     sources, when another run has it, and when a helper failed: then its blocks are missing and all others are kept.
     """
     with ExitStack() as stack:
         writers = [stack.enter_context(_writer(work)) for work in works]
         plans = [writer.publish(helpers.run if helpers else team.run) for writer in writers]
+        meet()
         total, done = sum(writer.header.items for writer in writers), sum(writer.done for writer in writers)
         bar = stack.enter_context(Progress(title, total, done=done, unit=works[0].unit))
         if helpers and done < total:
@@ -92,7 +93,7 @@ def fill(
         summaries = [_summary(writer) for writer in writers]
         for summary in summaries:
             bar.print(str(summary))
-        await_followers()
+        meet()
         return summaries
 
 

@@ -66,7 +66,7 @@ class Crew:
 
     def collect(self, value: Said) -> list[Said]:
         """What every process says, by rank, for the leader; the others hear nothing."""
-        if self.control is None:
+        if self.ranks == 1:
             return [value]
         heard: list[Any] | None = [None] * self.ranks if self.leads else None
         with timed(COMMUNICATION):

@@ -24,7 +24,8 @@ from aad1.files import write_errors
 from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.meeting import Store, meet
 from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
-from aad1.parallel.watch import LATER, first_to_say, watched
+from aad1.parallel.speaking import LOST, RUN, first_to_say
+from aad1.parallel.watch import LATER, watched
 
 PACKAGE = Path(__file__).parents[1]
 LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
@@ -58,6 +59,7 @@ def joined(config: ComputeConfig, team: Team, device: torch.device) -> Iterator[
     rank, ranks = team.rank or 0, team.ranks
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None  # of others the parent may leave
     store, notes = _stores(rank, ranks, config.timeout)
+    RUN.set(notes)
     with (
         _losses_told(notes, rank),
         _group(device, config, store, rank, ranks) as crew,
@@ -110,7 +112,7 @@ def _losses_told(store: Store, rank: int) -> Iterator[None]:
         if not _of_a_lost_process(error):
             raise
         seen = " ".join(str(error).split())[:REASON]
-        raise LostProcess(first_to_say(store, otherwise=rank == 0), seen) from error
+        raise LostProcess(first_to_say(store, LOST, otherwise=rank == 0), seen) from error
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:
@@ -132,7 +134,7 @@ def require_alike(crew: Crew, facts: Mapping[str, str]) -> None:
 
 
 def require_shared(crew: Crew, folder: Path) -> None:
-    """Raise SharedError unless what the leader writes into ``folder`` is seen by every process.
+    """Raise SharedError unless what the leader writes into ``folder``, which it makes, is seen by every process.
 
     Raises:
         UserError: when the leader cannot write there.
@@ -148,7 +150,7 @@ def require_shared(crew: Crew, folder: Path) -> None:
                 probe.touch()
 
     crew.agree(write)
-    blind = [rank for rank, sees in enumerate(crew.gather(probe.exists())) if not sees]
+    blind = [rank for rank, sees in enumerate(crew.gather(os.path.exists(probe))) if not sees]
     if crew.leads:
         probe.unlink()
     if blind:

@@ -20,17 +20,25 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from aad1.parallel.meeting import Store
+from aad1.parallel.speaking import SAID, first_to_say
 
 PACKAGE = str(Path(__file__).parents[1])
-Doing = Literal["prepare", "data", "loss", "update", "evaluate", "save"]
+Doing = Literal["prepare", "load", "data", "loss", "update", "evaluate", "save"]
 LONG = 4.0
-# How many timeouts each may last: an evaluation and a save are longer than a turn, and one process may do them for all;
-# clips and trajectories are prepared for days while the others wait.
-PATIENCE: Mapping[Doing, float] = {"data": 1, "loss": 1, "update": 1, "evaluate": LONG, "save": LONG, "prepare": inf}
+# How many timeouts each may last: to load, an evaluation and a save are longer than a turn, and one process may do them
+# for all; clips and trajectories are prepared, and captions embedded, for days while the others wait.
+PATIENCE: Mapping[Doing, float] = {
+    "data": 1,
+    "loss": 1,
+    "update": 1,
+    "load": LONG,
+    "evaluate": LONG,
+    "save": LONG,
+    "prepare": inf,
+}
 LATER = LONG + 1  # timeouts after which the process group gives up by itself
 BEAT = 5.0  # seconds between a thread's notes, at most
 BEATS, LOOKS = 20, 10  # notes, and looks at those of the others, in a timeout, at least
-SAID = "said"  # the store's count of processes that wanted to say why the run ends
 LAST_WORD = 5.0  # seconds that a process leaves the one who is to speak
 SURELY = 1.0  # seconds in which a thread that lives surely beats
 
@@ -102,17 +110,10 @@ def watched(
     thread.start()
     try:
         yield
+        watch.well = True
     finally:
         watch.over.set()
         thread.join()
-
-
-def first_to_say(store: Store, otherwise: bool) -> bool:
-    """Whether this process is the first of its run that wants to say why it ends; ``otherwise``: when none can tell."""
-    try:
-        return store.add(SAID, 1) == 1
-    except RuntimeError:
-        return otherwise
 
 
 @dataclass
@@ -126,6 +127,7 @@ class _Watch:
     timeout: float
     launcher: int | None
     over: threading.Event = field(default_factory=threading.Event)
+    well: bool = False  # whether the block has come to its end
     beats: int = 0
     clock: float = 0.0
     moved: tuple[int, float] = (0, 0.0)  # the last move, and when
@@ -149,7 +151,8 @@ class _Watch:
                 self._end_without_launcher()
             if self._overdue() or self._silent():
                 self._end_unless_it_moves()
-        self._publish(left=True)
+        if self.well:
+            self._publish(left=True)  # one that ends by an error falls silent, also to those that wait for it for days
 
     def _idle(self) -> float:
         if self.moved[0] != self.here.moment.moves:
@@ -206,10 +209,10 @@ class _Watch:
         noticing = [rank for rank, note in notes.items() if note.overdue and rank not in silent]
         if noticing and noticing[0] != self.rank:
             self._beat_on(LAST_WORD)
-        _end(verdict(notes, silent, self.ranks) if first_to_say(self.store, otherwise=True) else None)
+        _end(verdict(notes, silent, self.ranks) if first_to_say(self.store, SAID, otherwise=True) else None)
 
     def _end_without_launcher(self) -> None:
-        first = first_to_say(self.store, otherwise=self.rank == 0)  # the store was the launcher's
+        first = first_to_say(self.store, SAID, otherwise=self.rank == 0)  # the store was the launcher's
         _end("what started this run has ended, so the run ends too; go on with --resume" if first else None)
 
 
@@ -233,7 +236,7 @@ def verdict(notes: Mapping[int, Note], silent: Sequence[int], ranks: int) -> str
     elif silent:
         does = "does" if len(silent) == 1 else "do"
         where = _where(notes, silent)
-        found = f"{_named(silent)} of {ranks} {does} not answer (stopped, or a machine is gone) since {where}"
+        found = f"{_named(silent)} of {ranks} {does} not answer (ended, stopped, or a machine is gone) since {where}"
     elif behind:
         has = "has" if len(behind) == 1 else "have"
         found = f"{_named(behind)} of {ranks} {has} not moved for {idle} s: {_where(notes, behind)}"

@@ -87,9 +87,8 @@ class Showing:
 
     def _measure(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
         """What this process's group has made, with all that others have."""
-        group = self.crew.ranks // self.crew.groups  # whose ranks have the same clips
-        made = latents if self.crew.ranks == 1 else latents.cpu() if self.crew.rank % group == 0 else None
-        everyones = self.crew.collect(made)
+        leads_group = self.crew.rank % (self.crew.ranks // self.crew.groups) == 0  # its others have the same clips
+        everyones = self.crew.collect((latents if self.crew.ranks == 1 else latents.cpu()) if leads_group else None)
         measured: dict[str, float] = {}
         if self.crew.leads:
             together = torch.cat([one for one in everyones if one is not None])[: self._count]

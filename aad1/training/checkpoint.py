@@ -25,7 +25,7 @@ from aad1.errors import UserError
 from aad1.files import sync, write_atomic
 from aad1.parallel.crew import ALONE, Crew
 from aad1.stopwatch import unwatched
-from aad1.training.tensor_files import HostCopies, first_misfit, joined, kinds_in, parted, read_into, write_spread
+from aad1.training.tensor_files import HostCopies, first_misfit, kinds_in, parted, read_into, rejoined, write_spread
 
 FORMAT = 4
 META, BEST = "meta.json", "best.json"
@@ -57,10 +57,10 @@ class Found:
         Raises UserError when its tensors are not those of the checkpoint, with the first that differs.
         """
         _, tensors = parted(state)
-        if misfit := first_misfit(kinds_in(self.path), tensors):
+        if misfit := self.crew.agree(lambda: first_misfit(kinds_in(self.path), tensors)):
             raise UserError(f"{self.path} is of another model: {misfit}; use the recipe it was begun with")
         read_into(self.path, tensors, self.crew.control)
-        return joined(self.values, tensors)
+        return rejoined(self.values, tensors)
 
 
 @dataclass

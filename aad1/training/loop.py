@@ -211,13 +211,18 @@ class Run:
                 profiling.ended(self.step)
                 self._tell_speed(pace, bar, begun=self.step == first)
                 self.checkpoints.poll()
-                if heard := {number for seen in self.crew.gather(stopping) for number in seen}:
-                    self.save()
-                    self.checkpoints.wait()
-                    kind = Interrupted if signal.SIGINT in heard else Preempted
-                    raise kind(f"saved at step {self.step} in {self.folder}; go on with --resume")
+                self._stop_if_asked(stopping)
             self._note("save")
             self.checkpoints.wait()
+            self._stop_if_asked(stopping)
+
+    def _stop_if_asked(self, heard: Sequence[int]) -> None:
+        """Save and leave when any process has heard a signal to do so."""
+        if everyones := {number for seen in self.crew.gather(heard) for number in seen}:
+            self.save()
+            self.checkpoints.wait()
+            kind = Interrupted if signal.SIGINT in everyones else Preempted
+            raise kind(f"saved at step {self.step} in {self.folder}; go on with --resume")
 
     def _export(self) -> Path:
         """All processes give what they hold, the leader writes; what goes wrong there is said by all."""

@@ -74,9 +74,9 @@ def parted(state: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], di
     return values, tensors
 
 
-def joined(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def rejoined(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ``parted`` took apart."""
-    state: dict[str, Any] = {key: joined(v, {}) if isinstance(v, Mapping) else v for key, v in values.items()}
+    state: dict[str, Any] = {key: rejoined(v, {}) if isinstance(v, Mapping) else v for key, v in values.items()}
     for path, tensor in tensors.items():
         *above, name = path.split("/")
         inner = state
