@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from aad1.data.store import Manifest
 from aad1.data.team import ALONE, Helpers, Team, torchrun_team
 from aad1.data.world import FPS, SIZE, Track, vocabulary
 from aad1.errors import UserError, nearest
-from aad1.files import user_errors, write_atomic
+from aad1.files import user_errors
 from aad1.models.adapters import adapted, sharing
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import (
@@ -49,6 +47,7 @@ from aad1.parallel.placement import HERE, ComputeConfig, Placement, Role
 from aad1.parallel.ulysses import check_context_parallel
 from aad1.progress import Progress
 from aad1.recipe import Recipe, as_dict, without_defaults
+from aad1.record import CLIPS, COUNT, Record, leaves
 from aad1.rollout import ClipRollout, roll_clip, roll_clip_replayed
 from aad1.runtime import pick_device
 from aad1.stages.adversarial import AdversarialStage
@@ -70,26 +69,12 @@ from aad1.training.profiling import Window
 from aad1.training.randomness import generator_for
 from aad1.training.share import pieces
 from aad1.training.speed import Scale
-from aad1.workspace import DISTILLATION, STAGES, Workspace, model_path
+from aad1.workspace import DISTILLATION, Workspace, model_path
 
 WORLD_SOURCES: dict[str, Track | None] = {"world": None, "world:determined": "determined", "world:free": "free"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PARTS = {"text": "text_encoder", "vae": "vae", "teacher": "transformer", "state_encoder": "state_encoder"}
-RECIPE, INPUTS = "recipe.yaml", "inputs.yaml"  # kept beside every run
-CLIPS, COUNT = "clips", "clip count"
 Phase = Callable[[str], AbstractContextManager[Any]]
-RESUMABLE = {
-    "steps",
-    "log_every",
-    "evaluate_every",
-    "save_every",
-    "keep",
-    "lr",
-    "lr_overrides",
-    "muon_lr",
-    "skip_above",
-}
-CHANGES_RESULTS = ("compute.precision",)
 CAPTIONS_AT_ONCE = 32
 Prepared = Literal["clips", "trajectories"]
 TITLES: dict[Prepared, str] = {"clips": "Encoding clips", "trajectories": "Denoising trajectories"}
@@ -185,7 +170,7 @@ def assembled(
     """
     team = torchrun_team()
     with joined(compute or recipe.compute, team, pick_device(for_team(recipe, team).device)) as placement:
-        values = {key: leaf for name, part in as_dict(recipe).items() for key, leaf in _leaves(part, name).items()}
+        values = {key: leaf for name, part in as_dict(recipe).items() for key, leaf in leaves(part, name).items()}
         require_alike(placement.crew, {**software(), **job, **values})
         require_shared(placement.crew, workspace.root)
         team = replace(team, run=placement.crew.tell(team.run))  # machines begun anew count differently how often
@@ -647,9 +632,9 @@ class Assembly:
         """Before a stage runs: the leader holds it against what an earlier run was begun with, or writes that down."""
         if self.placement.crew.leads:
             if begun:
-                self._check_data(folder, stage)
+                Record(folder).require_clips(partial(_data, stage))
             else:
-                self._record(folder, name, stage)
+                Record(folder).write(as_dict(self.recipe), self._inputs(name) | _data(stage))
 
     def _embed_captions(self, *stores: LatentStore) -> None:
         """Embed what a stage will ask for, once, and drop the encoder: it can be larger than what trains."""
@@ -722,34 +707,11 @@ class Assembly:
             if self.recipe.new is not None:
                 recast(fresh, DTYPES[self.recipe.new.dtype])
 
-    def _record(self, folder: Path, name: str, stage: Stage) -> None:
-        """Keep the recipe and the hashes of its inputs beside a run that begins."""
-        kept = {RECIPE: as_dict(self.recipe), INPUTS: self._inputs(name) | _data(stage)}
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in kept.items():
-            write_atomic(folder / file, yaml.safe_dump(content, sort_keys=False).encode())
-
     def _check_run(self, folder: Path, name: str, resume: bool) -> None:
-        """Raise UserError unless the run in ``folder`` may go on: with its inputs, and its recipe but for RESUMABLE."""
+        """Raise UserError unless the run in ``folder`` may go on, with its inputs and its recipe."""
         if not resume:
             refuse_run(folder)
-        recipe, inputs = (_read_mapping(folder / file) for file in (RECIPE, INPUTS))
-        if recipe and (differs := _first_difference(recipe, as_dict(self.recipe), name)):
-            raise UserError(f"{folder} was begun with another recipe: {differs}; use the same, or another -o")
-        if changed := [what for what, now in self._inputs(name).items() if inputs.get(what, now) != now]:
-            raise UserError(
-                f"{folder} was begun with another {', '.join(changed)}; to train anew delete that folder and those of "
-                "later stages, or choose another -o"
-            )
-
-    def _check_data(self, folder: Path, stage: Stage) -> None:
-        """Raise UserError unless the clips of the run in ``folder`` are those it was begun with; more may have come."""
-        held = _read_mapping(folder / INPUTS)
-        if CLIPS in held and held[CLIPS] != _data(stage, held[COUNT])[CLIPS]:
-            raise UserError(
-                f"{folder} was begun with other clips; put those back, or to train anew delete that folder and "
-                "those of later stages, or choose another -o"
-            )
+        Record(folder).require_alike(as_dict(self.recipe), self._inputs(name), name)
 
     def _inputs(self, name: str) -> dict[str, str]:
         """Hashes of what a run of this stage does not change; the part it trains is in its checkpoints."""
@@ -769,42 +731,3 @@ def _data(stage: Stage, count: int | None = None) -> dict[str, Any]:
         return {}
     count = count or len(stage.dataset)
     return {COUNT: count, CLIPS: stage.dataset.store.fingerprint(count)}
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """What was kept beside a run; empty where nothing was."""
-    if not path.exists():
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged; put that of this run back, or choose another -o")
-    return values
-
-
-def _first_difference(old: dict[str, Any], new: dict[str, Any], stage: str) -> str | None:
-    """The first value of this stage's section, or of what all stages share, that is not as it was."""
-    shared = {key for key in new if key not in STAGES and key not in ("device", "new", "showing")}
-    for section in (stage, *sorted(shared)):
-        before, after = (_leaves(values, section) for values in (old.get(section), new[section]))
-        if section == "compute":  # the rest of it changes what things cost, not what they are
-            before, after = ({key: leaves.get(key, "") for key in CHANGES_RESULTS} for leaves in (before, after))
-        for key in sorted(before.keys() | after.keys()):
-            resumable = section == stage and RESUMABLE & {*key.split(".")} and _same_optimizer(before, after, key)
-            if not resumable and before.get(key) != after.get(key):
-                return f"{key} was {before.get(key, 'not given')}, is {after.get(key, 'not given')}"
-    return None
-
-
-def _same_optimizer(before: dict[str, str], after: dict[str, str], key: str) -> bool:
-    """Whether the optimizer's groups stay as they were: rates may change, but not which parameters have one."""
-    old, new = before.get(key), after.get(key)
-    return old is not None and new is not None and (not key.endswith("muon_lr") or (float(old) > 0) == (float(new) > 0))
-
-
-def _leaves(value: Any, path: str) -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for name, part in value.items() for k, v in _leaves(part, f"{path}.{name}").items()}
-    return {path: json.dumps(value)}

@@ -17,11 +17,11 @@ from pathlib import Path
 import yaml
 from memory import measured
 
-from aad1.assembly import RECIPE
 from aad1.exporting.trained import write_trained
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import bundled, save_transformer
 from aad1.recipe import as_dict, load_recipe
+from aad1.record import RECIPE
 from aad1.training.checkpoint import Checkpoints
 from aad1.training.loop import CHECKPOINTS
 from aad1.training.player import OptimizerConfig, Player

@@ -28,6 +28,7 @@ ORDER = (
     "stages",
     "recipe",
     "workspace",
+    "record",
     "assembly",
     "planning",
     "streaming",

@@ -17,7 +17,7 @@ from ranks import on_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from aad1.assembly import RECIPE, student_config
+from aad1.assembly import student_config
 from aad1.cli import main
 from aad1.errors import UserError
 from aad1.exporting.trained import write_trained
@@ -26,6 +26,7 @@ from aad1.models.causal_wan import CausalWanBlock, CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder, save_transformer
 from aad1.parallel.crew import ALONE, Crew
 from aad1.recipe import Recipe, as_dict, load_recipe
+from aad1.record import RECIPE
 from aad1.training.checkpoint import Checkpoints
 from aad1.training.loop import CHECKPOINTS
 from aad1.training.player import OptimizerConfig, Player

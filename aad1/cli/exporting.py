@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from aad1.assembly import RECIPE
 from aad1.cli.options import StudentName, dtype_of, refuse, say
 from aad1.errors import UserError
 from aad1.exporting.source import open_source
@@ -19,6 +18,7 @@ from aad1.exporting.trained import which_of, write_trained
 from aad1.exporting.writing import FORMATS, export, writer_of
 from aad1.files import write_errors
 from aad1.recipe import load_recipe
+from aad1.record import RECIPE
 from aad1.streaming import STUDENT
 
 

@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aad1.assembly import RECIPE, student_config
+from aad1.assembly import student_config
 from aad1.errors import UserError
 from aad1.files import write_errors
 from aad1.models.causal_wan import CausalWanTransformer3DModel
 from aad1.models.checkpoint_io import open_folder, our_window, whole_folder, write_config
 from aad1.models.saving import FILE_BYTES, write_weights
 from aad1.recipe import load_recipe
+from aad1.record import RECIPE
 from aad1.training.checkpoint import find
 from aad1.training.loop import CHECKPOINTS
 from aad1.training.tensor_files import first_misfit, kinds_in, read_into
