@@ -112,7 +112,8 @@ def _begun_by_torchrun(workspace: Workspace, *stages: str) -> bool | None:
     Asked before all else, for the first start is to note what was there before it. None where nobody can tell.
     """
     found = any(has_run(workspace.run(stage)) for stage in stages)
-    return begun_by_it(workspace.root, found, restarted()) if torchrun_team().leads else None
+    runs = f"{' '.join(stages)} in {workspace.root.resolve()}"
+    return begun_by_it(runs, found, restarted()) if torchrun_team().leads else None
 
 
 def _goes_on(crew: Crew, resume: bool, begun: bool | None) -> bool:

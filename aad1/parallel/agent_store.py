@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from pathlib import Path
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -26,13 +25,13 @@ def agent_store() -> TCPStore | None:
         return None
 
 
-def begun_by_it(folder: Path, found: bool, again: bool) -> bool | None:
-    """Whether what lies in ``folder`` was begun by this torchrun, and not there before it; None where nobody can tell.
+def begun_by_it(what: str, found: bool, again: bool) -> bool | None:
+    """Whether ``what`` (a name for it) was begun by this torchrun, and not there before it; None where nobody can tell.
 
-    Every start asks first of all, and the first one notes whether something is ``found`` there. again: whether this is
-    known to be no first start, though none has noted anything.
+    Every start asks first of all, and the first one notes whether it was ``found``. again: whether this is known to be
+    no first start, though none has noted anything.
     """
-    store, key = agent_store(), f"{FOUND}/{folder.resolve()}"
+    store, key = agent_store(), f"{FOUND}/{what}"
     if store is None:
         return None
     try:
