@@ -673,6 +673,7 @@ class Assembly:
             for name in self.way:
                 self.profile.require_within(name, self._section(name).steps)
         recipe = self.recipe
+        stored_indices(recipe.trajectories)
         check_levels(recipe.trajectories.stored_levels, recipe.student.passes)
         if recipe.lora is not None and recipe.adversarial.critic.visibility != "full":
             raise UserError(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there two at once are not noticed
+    fcntl = None  # type: ignore[assignment]
 
 from safetensors import SafetensorError
 
 from aad1.errors import UserError
+
+LOOK = 0.1  # seconds between tries to have a lock
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,6 +71,8 @@ def user_errors() -> Iterator[None]:
 
 def reason_and_remedy(error: OSError) -> str:
     """Why a file or folder could not be written, and what to do."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{error.strerror}; give a folder, or a name that is free"
     full = error.errno == errno.ENOSPC
     what = "the disk is full; free some space" if full else f"{error.strerror or error}; make it writable"
     return f"{what} and run the same command again"
@@ -75,3 +86,38 @@ def sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def sole_holder(path: Path, patience: float, otherwise: str) -> Iterator[None]:
+    """Hold the lock on the file ``path`` for as long as the block lasts; the system drops it with the process.
+
+    Raises:
+        UserError: ``otherwise``, when another process has it for longer than ``patience`` seconds.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        until = time.monotonic() + patience
+        while not locked(file):
+            if time.monotonic() > until:
+                raise UserError(otherwise)
+            time.sleep(LOOK)
+        yield
+
+
+def locked(file: IO[str]) -> bool:
+    """Whether the lock could be had, alone by a leader, or with others by a follower who may only read ``file``.
+
+    Where there are no locks a leader has it and a follower has not, as if all were well.
+    """
+    if fcntl is None:
+        return file.writable()
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return file.writable()
+    return True

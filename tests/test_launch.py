@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import time
@@ -15,7 +16,7 @@ from torch.distributed import TCPStore
 
 from aad1 import cli
 from aad1.assembly import Assembly
-from aad1.cli import main
+from aad1.cli import last_word, main
 from aad1.data.team import Team
 from aad1.parallel.crew import Crew, SharedError
 from aad1.parallel.launch import require_alike, require_shared, software
@@ -38,6 +39,28 @@ def compared() -> list[str]:
     rank = dist.get_rank()
     facts = [{"code": "a", "recipe": "b"}, {"code": "a", "recipe": "c" if rank == 1 else "b"}]
     return [said(require_alike, values) for values in (*facts, software())]
+
+
+def looked_without_room(folder: Path) -> str:
+    if dist.get_rank() == 1:
+        touch = Path.touch
+
+        def refused(path: Path) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        Path.touch = refused  # type: ignore[assignment, method-assign]
+        try:
+            return said(require_shared, folder)
+        finally:
+            Path.touch = touch  # type: ignore[method-assign]
+    return said(require_shared, folder)
+
+
+def test_a_folder_that_a_rank_cannot_write_is_refused(tmp_path: Path) -> None:
+    heard = on_ranks(looked_without_room, 2, tmp_path, tmp_path / "out")
+    assert heard[0] == heard[1]
+    assert heard[0].startswith(f"rank 1 of 2: cannot write {tmp_path}/out: Read-only file system")
+    assert list((tmp_path / "out").iterdir()) == [], "the probes are gone"
 
 
 def test_ranks_with_another_recipe_are_named(tmp_path: Path) -> None:
@@ -81,7 +104,7 @@ def commanded(port: int, start: int, words: list[str]) -> tuple[int, str]:
         "TORCHELASTIC_RUN_ID": "none",
         "TORCHELASTIC_RESTART_COUNT": str(start),
     }
-    cli.LAST_WORD = 0.1  # torchrun would end it after that
+    cli.LAST_WORD = last_word.LAST_WORD = 0.1  # torchrun would end it after that
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         code = main([word.replace("RANK", os.environ["RANK"]) for word in words])
@@ -111,6 +134,11 @@ def refusals(folder: Path, *words: str, starts: int = 1) -> list[str]:
         (["--ode_init.steps", "1RANK"], "aad1: rank 1 of 2 has another ode_init.steps than rank 0 (11, not 10)"),
         (["--profile", "1:1RANK"], "aad1: rank 1 of 2 has another --profile than rank 0 (1:11, not 1:10)"),
         (["--profile", "never"], "aad1: --profile never"),
+        (["--install"], "comes with the package and is not written to"),
+        (
+            ["--trajectories.steps", "4", "--trajectories.levels", "[1.0,0.3123]"],
+            "4 Euler steps at shift 5.0 do not pass",
+        ),
         (["--ode_init.step", "3"], "aad1: unknown recipe key 'ode_init.step'"),
     ],
 )

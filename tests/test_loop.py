@@ -292,6 +292,42 @@ def test_a_signal_while_the_last_checkpoint_is_written_is_heard(
     assert_same_run(tmp_path, unbroken)
 
 
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", 0.2)
+    refusals: list[Turn] = []
+
+    def another(turn: Turn) -> None:
+        if turn == ("one", 5):
+            with pytest.raises(
+                UserError, match=f"another run is working in {tmp_path}; wait for it or stop it"
+            ) as said:
+                run(tmp_path, resume=True)
+            refusals.append(said)
+
+    run(tmp_path, ToyStage(another))
+    assert refusals
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    run(tmp_path, steps=3)
+    strays = [tmp_path / CHECKPOINTS / name for name in ("step-foo", "step-7", "step-5x", "step-²")]
+    for stray in strays:
+        stray.mkdir()
+    (tmp_path / CHECKPOINTS / "step-00000099").touch()
+    run(tmp_path, resume=True)
+    assert all(stray.is_dir() for stray in strays)
+    assert find(tmp_path / CHECKPOINTS, "last").step == 12
+
+
+def test_a_damaged_note_of_the_best_is_a_mistake_with_a_remedy(tmp_path: Path) -> None:
+    run(tmp_path, steps=3)
+    for content in ("{}", "no JSON"):
+        (tmp_path / CHECKPOINTS / "best.json").write_text(content)
+        with pytest.raises(UserError, match=r"best.json is damaged .*; take the last one, or a step"):
+            find(tmp_path / CHECKPOINTS, "best")
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, unbroken: Path) -> None:
     with pytest.raises(Interrupted, match="stopped at once"):
         run(tmp_path, ToyStage(interrupt_at(4, times=2)))

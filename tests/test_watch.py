@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from ranks import on_ranks
 from test_loop import ToyStage
 
-from aad1.cli import _verdict
+from aad1.cli import _verdict, last_word
 from aad1.cli.last_word import is_to_say
 from aad1.cli.leaving import AskedToLeave
 from aad1.data.team import ALONE, Team
@@ -29,7 +30,7 @@ from aad1.parallel import launch, watch
 from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.meeting import meet
 from aad1.parallel.speaking import RUN
-from aad1.parallel.watch import PATIENCE, Doing, Moment, Note, Whereabouts, verdict, watched
+from aad1.parallel.watch import BEATS, PATIENCE, Doing, Moment, Note, Whereabouts, verdict, watched
 from aad1.training import metrics
 from aad1.training.loop import LoopConfig, Run
 
@@ -346,7 +347,19 @@ def test_the_command_line_says_a_loss_once_and_calls_it_a_fault() -> None:
 
 
 OWN, SHARED = UserError("no room"), SharedError("no grid")
-FIRST, NEXT_ONE = LostProcess(first=True, seen="gloo/pair.cc: closed"), LostProcess(first=False, seen="")
+SEEN, NOT_FIRST = LostProcess(first=True, seen="gloo/pair.cc: closed"), LostProcess(first=False, seen="")
+
+
+@pytest.fixture
+def in_run() -> Iterator[Callable[[DictStore | None], None]]:
+    """Makes this process one of a run with this store."""
+    token = RUN.set(None)
+
+    def join(store: DictStore | None) -> None:
+        RUN.set(store)
+
+    yield join
+    RUN.reset(token)
 
 
 @pytest.mark.parametrize(
@@ -354,33 +367,53 @@ FIRST, NEXT_ONE = LostProcess(first=True, seen="gloo/pair.cc: closed"), LostProc
     [
         (DictStore(), SHARED, [1]),  # the first that asks
         (DictStore(), AskedToLeave(), [1]),
-        (DictStore(), OWN, [1, 0]),
-        (DictStore(), ValueError(), [1, 0]),
+        (DictStore(), OWN, [1]),
+        (DictStore(), ValueError(), [1]),
         (DictStore(broken=True), SHARED, [0]),  # nobody can tell: the leader
         (DictStore(broken=True), OWN, [1, 0]),
         (None, SHARED, [0]),
         (None, OWN, [1, 0]),
     ],
 )
-def test_one_says_what_all_end_for_and_each_what_is_its_own(
-    store: DictStore | None, error: BaseException, saying: list[int]
+def test_what_several_would_say_one_says(
+    in_run: Callable[[DictStore | None], None],
+    monkeypatch: pytest.MonkeyPatch,
+    store: DictStore | None,
+    error: BaseException,
+    saying: list[int],
 ) -> None:
-    token = RUN.set(store)
-    try:
-        assert [rank for rank in (1, 0) if is_to_say(error, Team(rank, 2))] == saying
-        assert is_to_say(error, ALONE)
-    finally:
-        RUN.reset(token)
+    monkeypatch.setattr(last_word, "LAST_WORD", 0.0)
+    in_run(store)
+    assert [rank for rank in (1, 0) if is_to_say(error, str(error), Team(rank, 2))] == saying
+    assert is_to_say(error, str(error), ALONE)
 
 
-def test_a_loss_is_told_of_by_the_first_to_see_it_unless_the_lost_one_has_spoken() -> None:
-    token = RUN.set(DictStore())
+def test_each_says_what_nobody_else_does(in_run: Callable[[DictStore | None], None]) -> None:
+    in_run(DictStore())
+    assert [is_to_say(OWN, f"no room for {rank}", Team(rank, 2)) for rank in (0, 1)] == [True, True]
+
+
+def test_a_loss_is_told_of_by_the_first_to_see_it_unless_the_lost_one_has_spoken(
+    in_run: Callable[[DictStore | None], None],
+) -> None:
+    in_run(DictStore())
+    assert [is_to_say(error, str(error), Team(1, 2)) for error in (SEEN, NOT_FIRST)] == [True, False]
+    assert is_to_say(OWN, "no room", Team(0, 2))
+    assert not is_to_say(SEEN, str(SEEN), Team(1, 2))
+
+
+def test_what_one_is_asked_to_all_are(ended: list[int]) -> None:
+    store, heard = DictStore(), list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        assert [is_to_say(error, Team(1, 2)) for error in (FIRST, NEXT_ONE)] == [True, False]
-        assert is_to_say(OWN, Team(0, 2))
-        assert not is_to_say(FIRST, Team(1, 2))
+        with watched(Whereabouts(), 0, 2, store, TIMEOUT):
+            with suppress(KeyboardInterrupt), watched(Whereabouts(), 1, 2, store, TIMEOUT):
+                raise KeyboardInterrupt
+            wait_for(heard)
+            time.sleep(3 * TIMEOUT / BEATS)
     finally:
-        RUN.reset(token)
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM], "once"
 
 
 # --- who belongs together --------------------------------------------------------------------

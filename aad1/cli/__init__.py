@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        if is_to_say(error, torchrun_team()):
+        if is_to_say(error, line, torchrun_team()):
             complain(line)
         elif code:  # torchrun waits for all that end with 0
             time.sleep(LAST_WORD)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from aad1.data.team import torchrun_team
 from aad1.parallel.crew import LostProcess
 from aad1.training.loop import PREEMPTION
 
@@ -20,9 +21,10 @@ class AskedToLeave(BaseException):
     """SIGTERM or SIGUSR1 has come. No Exception: what collects a clip's errors must not take it for one."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "asked to leave; what was finished is kept: the same command goes on, with --resume where it has it"
-        )
+        several = torchrun_team().ranks > 1
+        by_whom = " (by who started it, or because another process has ended)" if several else ""
+        kept = "what was finished is kept: the same command goes on, with --resume where it has it"
+        super().__init__(f"asked to leave{by_whom}; {kept}")
 
 
 @contextmanager

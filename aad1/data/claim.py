@@ -10,16 +10,10 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: there two runs at once are not noticed
-    fcntl = None  # type: ignore[assignment]
 
 from aad1.data.team import require_leader
 from aad1.errors import UserError
-from aad1.files import write_errors
+from aad1.files import locked, write_errors
 
 LOCK = ".lock"
 TRIES, PAUSE = 20, 0.1  # a follower that looks at the lock holds it for an instant
@@ -50,7 +44,7 @@ class Claim:
         with write_errors(folder / LOCK):
             self._file = (folder / LOCK).open("a+", encoding="utf-8")
         for attempt in range(TRIES):
-            if _locked(self._file):
+            if locked(self._file):
                 break
             if attempt == TRIES - 1:
                 self._file.close()
@@ -79,7 +73,7 @@ def read_plan(folder: Path, run: str) -> Plan | None:
     """The plan of this run, None where its leader has not come so far."""
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
-            if _locked(file):
+            if locked(file):
                 return None  # nobody leads: what it says is left from a run that was killed
             facts = json.load(file)
         plan = Plan(**(facts | {"blocks": tuple(facts["blocks"])}))
@@ -94,19 +88,3 @@ def await_plan(folder: Path, run: str) -> Plan:
         require_leader()
         time.sleep(PAUSE)
     return plan
-
-
-def _locked(file: IO[str]) -> bool:
-    """Whether the lock could be had, alone by a leader, or with others by a follower who may only read ``file``.
-
-    Where there are no locks a leader has it and a follower has not, as if all were well.
-    """
-    if fcntl is None:
-        return file.writable()
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return file.writable()
-    return True

@@ -24,12 +24,13 @@ from aad1.files import write_errors
 from aad1.parallel.crew import Crew, LostProcess, SharedError
 from aad1.parallel.meeting import Store, meet
 from aad1.parallel.placement import ComputeConfig, Placement, grid_of, placed
-from aad1.parallel.speaking import LOST, RUN, first_to_say
+from aad1.parallel.speaking import RUN, first_of_all
 from aad1.parallel.watch import LATER, watched
 
 PACKAGE = Path(__file__).parents[1]
 LONGEST_WAIT = timedelta(days=7)  # for messages: others wait while the leader embeds captions or decodes samples
 STORE_ANSWERS = timedelta(seconds=30)
+LOST = "lost"  # key of the store: who is first to see that another process is lost
 REASON = 160  # characters of what a collective says of a loss
 ALONE_TOO = "bfloat16"  # a precision whose float32 masters FSDP keeps, so one process is split over itself
 
@@ -112,7 +113,7 @@ def _losses_told(store: Store, rank: int) -> Iterator[None]:
         if not _of_a_lost_process(error):
             raise
         seen = " ".join(str(error).split())[:REASON]
-        raise LostProcess(first_to_say(store, LOST, otherwise=rank == 0), seen) from error
+        raise LostProcess(first_of_all(store, LOST, otherwise=rank == 0), seen) from error
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:
@@ -134,25 +135,29 @@ def require_alike(crew: Crew, facts: Mapping[str, str]) -> None:
 
 
 def require_shared(crew: Crew, folder: Path) -> None:
-    """Raise SharedError unless what the leader writes into ``folder``, which it makes, is seen by every process.
+    """Raise SharedError unless every process sees what the leader writes into ``folder``, which it makes.
 
     Raises:
-        UserError: when the leader cannot write there.
+        UserError: when a process cannot write there, as SharedError.
     """
     if crew.ranks == 1:
         return
     probe = folder / crew.tell(f".seen-{uuid.uuid4().hex}")
+    own = probe.with_name(f"{probe.name}-{crew.rank}")
 
-    def write() -> None:
-        if crew.leads:
-            with write_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                probe.touch()
+    def write(file: Path) -> None:
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file.touch()
 
-    crew.agree(write)
+    crew.agree(lambda: write(probe) if crew.leads else None)
     blind = [rank for rank, sees in enumerate(crew.gather(os.path.exists(probe))) if not sees]
-    if crew.leads:
-        probe.unlink()
+    try:
+        crew.agree(lambda: write(own) if not blind else None)
+    finally:
+        own.unlink(missing_ok=True)
+        if crew.leads:
+            probe.unlink()
     if blind:
         raise SharedError(
             f"rank {', '.join(map(str, blind))} of {crew.ranks} does not see what rank 0 writes into "

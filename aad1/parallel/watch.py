@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from aad1.parallel.meeting import Store
-from aad1.parallel.speaking import SAID, first_to_say
+from aad1.parallel.speaking import SAID, first_of_all
 
 PACKAGE = str(Path(__file__).parents[1])
 Doing = Literal["prepare", "load", "data", "loss", "update", "evaluate", "save"]
@@ -40,6 +41,7 @@ LATER = LONG + 1  # timeouts after which the process group gives up by itself
 BEAT = 5.0  # seconds between a thread's notes, at most
 BEATS, LOOKS = 20, 10  # notes, and looks at those of the others, in a timeout, at least
 LAST_WORD = 5.0  # seconds that a process leaves the one who is to speak
+ENDS, LEAVES = "ends", "leaves"  # keys of the store: a thread ends its process; a process leaves, as it was asked to
 SURELY = 1.0  # seconds in which a thread that lives surely beats
 
 
@@ -111,6 +113,11 @@ def watched(
     try:
         yield
         watch.well = True
+    except Exception:
+        raise
+    except BaseException:  # a signal that one has heard is meant for all
+        first_of_all(store, LEAVES, otherwise=True)
+        raise
     finally:
         watch.over.set()
         thread.join()
@@ -128,6 +135,7 @@ class _Watch:
     launcher: int | None
     over: threading.Event = field(default_factory=threading.Event)
     well: bool = False  # whether the block has come to its end
+    left: bool = False  # whether this process was told that another leaves
     beats: int = 0
     clock: float = 0.0
     moved: tuple[int, float] = (0, 0.0)  # the last move, and when
@@ -147,12 +155,20 @@ class _Watch:
             self.clock += min(now - before, 2 * self.beat)
             before = now
             self._publish()
+            self._leave_with_others()
             if self.launcher not in (None, os.getppid()):
                 self._end_without_launcher()
             if self._overdue() or self._silent():
                 self._end_unless_it_moves()
         if self.well:
             self._publish(left=True)  # one that ends by an error falls silent, also to those that wait for it for days
+
+    def _leave_with_others(self) -> None:
+        """Give this process the signal that another has had, once: they are not in a step, which all end together."""
+        with suppress(RuntimeError):
+            if not self.left and self.store.check([LEAVES]):
+                self.left = True
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def _idle(self) -> float:
         if self.moved[0] != self.here.moment.moves:
@@ -209,10 +225,15 @@ class _Watch:
         noticing = [rank for rank, note in notes.items() if note.overdue and rank not in silent]
         if noticing and noticing[0] != self.rank:
             self._beat_on(LAST_WORD)
-        _end(verdict(notes, silent, self.ranks) if first_to_say(self.store, SAID, otherwise=True) else None)
+        _end(verdict(notes, silent, self.ranks) if self._first_to_end(otherwise=True) else None)
+
+    def _first_to_end(self, otherwise: bool) -> bool:
+        """Whether this thread is the first that ends its process; ``otherwise``: when none can tell."""
+        first_of_all(self.store, SAID, otherwise)  # who hears of the loss alone need not speak
+        return first_of_all(self.store, ENDS, otherwise)
 
     def _end_without_launcher(self) -> None:
-        first = first_to_say(self.store, SAID, otherwise=self.rank == 0)  # the store was the launcher's
+        first = self._first_to_end(otherwise=self.rank == 0)  # the store was the launcher's
         _end("what started this run has ended, so the run ends too; go on with --resume" if first else None)
 
 

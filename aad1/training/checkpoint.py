@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from aad1.stopwatch import unwatched
 from aad1.training.tensor_files import HostCopies, first_misfit, kinds_in, parted, read_into, rejoined, write_spread
 
 FORMAT = 4
+NAME = re.compile(r"step-[0-9]{8,}")
 META, BEST = "meta.json", "best.json"
 WRITING = ".writing-"
 LONGEST_WRITING = timedelta(days=1)  # that processes wait for the slowest disk among them
@@ -258,7 +260,7 @@ def place(folder: Path, step: int) -> Path:
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoints of a folder by rising step, readable or not."""
-    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def step_of(path: Path) -> int:
@@ -290,7 +292,7 @@ def find(folder: Path, which: int | Literal["last", "best"]) -> Found:
     if which == "best":
         if not (folder / BEST).is_file():
             raise UserError(f"{folder} has no {BEST}: nothing was evaluated yet; take the last one, or a step")
-        which = int(json.loads((folder / BEST).read_text())["step"])
+        which = _best_step(folder / BEST)
     path = place(folder, which)
     if not path.is_dir():
         steps = ", ".join(str(step_of(one)) for one in complete(folder))
@@ -299,6 +301,13 @@ def find(folder: Path, which: int | Literal["last", "best"]) -> Found:
     if isinstance(whole, str):
         raise UserError(f"the checkpoint {path} is not readable: {whole}; take another one")
     return whole
+
+
+def _best_step(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); take the last one, or a step") from error
 
 
 def verified(path: Path, crew: Crew = ALONE) -> Found | str:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aad1.data.order import Sampler
 from aad1.errors import UserError
-from aad1.files import write_errors
+from aad1.files import sole_holder, write_errors
 from aad1.limits import Count, Natural
 from aad1.parallel.crew import ALONE, Crew
 from aad1.parallel.watch import Doing
@@ -36,7 +36,8 @@ from aad1.training.share import pieces
 from aad1.training.speed import UNKNOWN, Scale, Speed, shown
 from aad1.training.tensor_files import write_tensors
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
+PATIENCE = 10.0  # seconds that the processes of a start before this one have to end
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # how schedulers ask a job to leave
 TURNS = 0  # of a stage's random streams, the one that its turns draw from
 LIVE = frozenset({"loss", "gap", "rho", "kappa", "presence", "psnr", "all"})  # shown beside the bar
@@ -191,6 +192,7 @@ class Run:
     def _train(self) -> None:
         with ExitStack() as stack:
             stack.callback(self.checkpoints.close)
+            self.crew.agree(partial(self._take_folder, stack))
             self.crew.agree(self._start)
             device = next(p.device for player in self.stage.players.values() for p in player.parameters.values())
             watch = stack.enter_context(running(Stopwatch(clock_of(device))))
@@ -232,6 +234,12 @@ class Run:
     def _speed_log(self) -> MetricsLog:
         # A folder of events of its own: TensorBoard follows one file of each.
         return MetricsLog(self.folder, self.step, SPEED, "tensorboard/speed")
+
+    def _take_folder(self, stack: ExitStack) -> None:
+        """Have the folder for this run alone until ``stack`` is closed: the leader looks, for all."""
+        if self.crew.leads:
+            busy = f"another run is working in {self.folder}; wait for it or stop it, or choose another -o"
+            stack.enter_context(sole_holder(self.folder / LOCK, PATIENCE, busy))
 
     def _start(self) -> None:
         begun = self.crew.tell(has_run(self.folder))  # file systems may show others something older
