@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,13 @@ def test_gpus_and_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ctrl_c_ends_all_processes_and_keeps_their_blocks(options: Callable[..., list[str]], tmp_path: Path) -> None:
     words = options(tmp_path / "run", "--data.clips=4000", "--processes=2")
     command = [sys.executable, "-m", "aad1", "prepare", "clips", *words]
-    process: Any = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process: Any = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     end = time.monotonic() + 60
     while not {0, 1} <= {number % 2 for number in _blocks(tmp_path / "run" / "clips")}:
         assert time.monotonic() < end
