@@ -101,8 +101,9 @@ def watched(
     """Watch over a run for as long as the block lasts; every process of it does.
 
     When this process has not moved for as long as it may, or another does not answer for ``timeout`` seconds, one
-    process says on one line which the others wait for and where they are, and all end with exit code 1. ``store`` is
-    this thread's own, with keys that the processes of this run share and nobody else uses.
+    process says on one line which the others wait for and where they are, and all end with exit code 1. When a signal
+    ends one's block (what it raises is no Exception), the others are sent SIGTERM. ``store`` is a connection of the
+    watch's own, with keys that the processes of this run share and nobody else uses.
 
     launcher: a parent process without which this one has no place in the run; when that dies this one ends too, so that
     a run that is begun anew is alone in its folder.
