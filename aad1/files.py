@@ -10,14 +10,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
+
+from aad1.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: there two at once are not noticed
     fcntl = None  # type: ignore[assignment]
-
-from safetensors import SafetensorError
-
-from aad1.errors import UserError
 
 LOOK = 0.1  # seconds between tries to have a lock
 
@@ -99,12 +99,17 @@ def sole_holder(path: Path, patience: float, otherwise: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        until = time.monotonic() + patience
-        while not locked(file):
-            if time.monotonic() > until:
-                raise UserError(otherwise)
-            time.sleep(LOOK)
+        if not locked_within(file, patience):
+            raise UserError(otherwise)
         yield
+
+
+def locked_within(file: IO[str], patience: float) -> bool:
+    """Whether the lock could be had (``locked``), tried for so many seconds."""
+    until = time.monotonic() + patience
+    while not (have := locked(file)) and time.monotonic() < until:
+        time.sleep(LOOK)
+    return have
 
 
 def locked(file: IO[str]) -> bool:

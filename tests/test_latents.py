@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_the_store_usable(whole: Path, tmp_path: Path, monkey
 
 
 def test_two_runs_do_not_work_on_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aad1.data.claim.TRIES", 2)
+    monkeypatch.setattr("aad1.data.claim.PATIENCE", 0.1)
     with StoreWriter(tmp_path, MANIFEST, sources(4), block=4):
         with pytest.raises(UserError, match="another run is working"), StoreWriter(tmp_path, MANIFEST, ["x"], block=4):
             pass

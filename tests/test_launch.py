@@ -14,7 +14,6 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch.distributed import TCPStore
 
-from aad1 import cli
 from aad1.assembly import Assembly
 from aad1.cli import last_word, main
 from aad1.data.team import Team
@@ -104,7 +103,7 @@ def commanded(port: int, start: int, words: list[str]) -> tuple[int, str]:
         "TORCHELASTIC_RUN_ID": "none",
         "TORCHELASTIC_RESTART_COUNT": str(start),
     }
-    cli.LAST_WORD = last_word.LAST_WORD = 0.1  # torchrun would end it after that
+    last_word.LAST_WORD = 0.1  # torchrun would end it after that
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         code = main([word.replace("RANK", os.environ["RANK"]) for word in words])

@@ -298,11 +298,9 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, unbroken: Path, monk
 
     def another(turn: Turn) -> None:
         if turn == ("one", 5):
-            with pytest.raises(
-                UserError, match=f"another run is working in {tmp_path}; wait for it or stop it"
-            ) as said:
+            with pytest.raises(UserError, match=f"another run is working in {tmp_path}; wait for it or stop it"):
                 run(tmp_path, resume=True)
-            refusals.append(said)
+            refusals.append(turn)
 
     run(tmp_path, ToyStage(another))
     assert refusals

@@ -155,7 +155,7 @@ def test_a_store_in_use_is_left_alone(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aad1.data.claim.TRIES", 1)
+    monkeypatch.setattr("aad1.data.claim.PATIENCE", 0.0)
     assembly = Assembly(load_recipe("tiny", options(tmp_path)[:-2]), Workspace(tmp_path))
     held_out = assembly.works("clips")[1]
     with StoreWriter(held_out.folder, held_out.manifest, held_out.sources, block=held_out.block):

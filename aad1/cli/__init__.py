@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from aad1.cli.evaluating import Compare, EvaluateWorld
 from aad1.cli.exporting import Export
 from aad1.cli.folder import EvaluateFolder
 from aad1.cli.generating import Bench, Generate, WorldImage
-from aad1.cli.last_word import LAST_WORD, is_to_say
+from aad1.cli.last_word import end_with
 from aad1.cli.leaving import AskedToLeave, leaving
 from aad1.cli.options import GIVEN, Group, complain, say
 from aad1.cli.planning import PlanCommand
@@ -39,7 +38,6 @@ from aad1.cli.reproducing import Reproduce
 from aad1.cli.serving import Serve
 from aad1.cli.training import DemoCommand, Distill, New, Train
 from aad1.cli.vbench import VBench
-from aad1.data.team import torchrun_team
 from aad1.errors import UserError, nearest
 from aad1.parallel.crew import LostProcess
 from aad1.runtime import keep_freed_memory
@@ -115,10 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _verdict(error, goes_on=words[0] in GO_ON)
-        if is_to_say(error, line, torchrun_team()):
-            complain(line)
-        elif code:  # torchrun waits for all that end with 0
-            time.sleep(LAST_WORD)
+        end_with(error, line, code)
         return code
 
 

@@ -46,7 +46,7 @@ class Prepare:
         alike = ComputeConfig(timeout=recipe.compute.timeout)  # no grid: each process works on clips of its own
         with (
             keeping(FINISHED),
-            assembled(recipe, workspace, {"command": f"prepare {self.what}"}, None, alike) as assembly,
+            assembled(recipe, workspace, {"command": f"prepare {self.what}"}, compute=alike) as assembly,
         ):
             prepare = assembly.prepare_clips if self.what == "clips" else assembly.prepare_trajectories
             prepare(self.processes)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from aad1.data.team import require_leader
 from aad1.errors import UserError
-from aad1.files import locked, write_errors
+from aad1.files import locked, locked_within, write_errors
 
 LOCK = ".lock"
-TRIES, PAUSE = 20, 0.1  # a follower that looks at the lock holds it for an instant
+PATIENCE = 2.0  # seconds: a follower that looks at the lock holds it for an instant
+PAUSE = 0.1  # seconds between looks for a plan
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,12 @@ class Claim:
     def __init__(self, folder: Path) -> None:
         with write_errors(folder / LOCK):
             self._file = (folder / LOCK).open("a+", encoding="utf-8")
-        for attempt in range(TRIES):
-            if locked(self._file):
-                break
-            if attempt == TRIES - 1:
-                self._file.close()
-                raise UserError(
-                    f"another run is working on the store {folder}; wait for it or stop it, "
-                    "or use --processes to have several at once"
-                )
-            time.sleep(PAUSE)
+        if not locked_within(self._file, PATIENCE):
+            self._file.close()
+            raise UserError(
+                f"another run is working on the store {folder}; wait for it or stop it, "
+                "or use --processes to have several at once"
+            )
         self._file.truncate(0)  # the plan of a run that was killed
 
     def publish(self, plan: Plan) -> None:

@@ -32,7 +32,7 @@ def first_to_say(line: str, team: Team) -> bool | None:
     if store is None:
         return None
     try:
-        store.add(key, 1)
+        store.set(key, "")
         return store.add(f"{key}/{hashlib.sha256(line.encode()).hexdigest()}", 1) == 1
     except RuntimeError:
         return None

@@ -114,10 +114,10 @@ def watched(
     try:
         yield
         watch.well = True
-    except Exception:
-        raise
-    except BaseException:  # a signal that one has heard is meant for all
-        first_of_all(store, LEAVES, otherwise=True)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal that one has heard is meant for all
+            with suppress(RuntimeError):
+                store.set(LEAVES, "")
         raise
     finally:
         watch.over.set()
@@ -136,7 +136,7 @@ class _Watch:
     launcher: int | None
     over: threading.Event = field(default_factory=threading.Event)
     well: bool = False  # whether the block has come to its end
-    left: bool = False  # whether this process was told that another leaves
+    told: bool = False  # whether this process was told that another leaves
     beats: int = 0
     clock: float = 0.0
     moved: tuple[int, float] = (0, 0.0)  # the last move, and when
@@ -167,8 +167,8 @@ class _Watch:
     def _leave_with_others(self) -> None:
         """Give this process the signal that another has had, once: they are not in a step, which all end together."""
         with suppress(RuntimeError):
-            if not self.left and self.store.check([LEAVES]):
-                self.left = True
+            if not self.told and self.store.check([LEAVES]):
+                self.told = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _idle(self) -> float:
@@ -230,7 +230,8 @@ class _Watch:
 
     def _first_to_end(self, otherwise: bool) -> bool:
         """Whether this thread is the first that ends its process; ``otherwise``: when none can tell."""
-        first_of_all(self.store, SAID, otherwise)  # who hears of the loss alone need not speak
+        with suppress(RuntimeError):
+            self.store.set(SAID, "")  # who sees no more than a loss need not speak
         return first_of_all(self.store, ENDS, otherwise)
 
     def _end_without_launcher(self) -> None:

@@ -88,7 +88,8 @@ class Showing:
     def _measure(self, latents: Tensor, path: Path, image_given: bool, period: int) -> dict[str, float]:
         """What this process's group has made, with all that others have."""
         leads_group = self.crew.rank % (self.crew.ranks // self.crew.groups) == 0  # its others have the same clips
-        everyones = self.crew.collect((latents if self.crew.ranks == 1 else latents.cpu()) if leads_group else None)
+        made = latents if self.crew.ranks == 1 else latents.cpu()
+        everyones = self.crew.collect(made if leads_group else None)
         measured: dict[str, float] = {}
         if self.crew.leads:
             together = torch.cat([one for one in everyones if one is not None])[: self._count]

@@ -191,8 +191,8 @@ class Run:
 
     def _train(self) -> None:
         with ExitStack() as stack:
+            self.crew.agree(partial(self._take_folder, stack))  # first: it is given back when nothing writes any more
             stack.callback(self.checkpoints.close)
-            self.crew.agree(partial(self._take_folder, stack))
             self.crew.agree(self._start)
             device = next(p.device for player in self.stage.players.values() for p in player.parameters.values())
             watch = stack.enter_context(running(Stopwatch(clock_of(device))))
